@@ -1,0 +1,1 @@
+"""GGML formats: one file per type."""

@@ -1,0 +1,1 @@
+"""RMSNorm, with residual addition."""

@@ -1,0 +1,1 @@
+"""y = x @ dequantize(W)^T (+ bias) on packed weights."""

@@ -1,0 +1,241 @@
+"""Which function serves an op: registration, selection and the reasons for it.
+
+An *op* is a signature (``quant_matmul``, ``attention``, ...). A *backend* is a named implementation
+of it (``reference``, ``compiled``, ``cpu``, ``triton``, or a user's own). Selection, last wins:
+registered priority < ``OXILLAMA_KERNELS`` < ``--kernels`` < ``PUT /admin/kernels`` <
+``with use_kernels(...)``. A backend that cannot serve a call gives a reason; an override that
+cannot serve raises with that reason: there is no silent fall-back.
+
+Spec strings: ``"attention=reference"`` for a whole op, ``"quant_matmul.q4_k=triton.gemv"`` for one
+GGML type of it, comma-separated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from oxillama_torch.errors import UnsupportedError
+
+__all__ = [
+    "Call",
+    "Kernel",
+    "Rule",
+    "active_rules",
+    "candidates",
+    "explain",
+    "parse_rules",
+    "register",
+    "registered_ops",
+    "select",
+    "set_rules",
+    "use_kernels",
+]
+
+log = logging.getLogger(__name__)
+
+# Modules whose import registers the shipped kernels of an op. Imported on first use of the op, so
+# that Triton is imported only when an op that has Triton kernels is used.
+_MODULES: dict[str, tuple[str, ...]] = {}
+_KERNELS: dict[str, dict[str, Kernel]] = {}
+_lock = threading.RLock()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What selection may depend on. Everything else about a call is the launcher's business.
+
+    Args:
+        device: ``"cpu"`` or ``"cuda"``.
+        dtype: activation dtype.
+        numerics: ``"invariant"`` or ``"fast"``.
+        type: GGML type name of the weight, upper case, for ops on packed weights.
+        m: number of rows.
+    """
+
+    device: str
+    dtype: torch.dtype
+    numerics: str = "invariant"
+    type: str | None = None
+    m: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One backend of an op.
+
+    Args:
+        refuse: returns why this backend cannot serve a call, or None when it can.
+        priority: among those that can, the highest is chosen when no rule names one.
+    """
+
+    op: str
+    backend: str
+    function: Callable
+    refuse: Callable[[Call], str | None]
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """``backend`` serves ``op`` (of GGML type ``type``, when given)."""
+
+    op: str
+    backend: str
+    type: str | None = None
+
+    def matches(self, op: str, call: Call) -> bool:
+        return self.op == op and self.type in (None, call.type)
+
+
+def declare(op: str, *modules: str) -> None:
+    """Name the modules that register the shipped backends of ``op``."""
+    _MODULES[op] = modules
+
+
+def register(
+    op: str,
+    backend: str,
+    *,
+    types: set[str] | None = None,
+    m: tuple[int, int | None] = (1, None),
+    devices: tuple[str, ...] = ("cpu", "cuda"),
+    numerics: tuple[str, ...] = ("invariant", "fast"),
+    capability: Callable[[Call], str | None] | None = None,
+    priority: int = 0,
+) -> Callable[[Callable], Callable]:
+    """Decorator that adds a backend to an op.
+
+    Args:
+        types: GGML type names served; None for all.
+        m: inclusive range of rows served; None as upper end for no bound.
+        devices, numerics: what it serves.
+        capability: further reason to refuse a call, or None.
+        priority: the highest that can serve wins by default.
+
+    Raises:
+        ValueError: the (op, backend) pair is taken.
+    """
+
+    def refuse(call: Call) -> str | None:
+        if call.device not in devices:
+            return f"runs on {'/'.join(devices)}, not on {call.device}"
+        if types is not None and call.type not in types:
+            return f"serves {', '.join(sorted(types))}, not {call.type}"
+        if call.m < m[0] or (m[1] is not None and call.m > m[1]):
+            return f"serves {m[0]} to {m[1] or 'any number of'} rows, not {call.m}"
+        if call.numerics not in numerics:
+            return f"serves {'/'.join(numerics)} numerics, not {call.numerics}"
+        return capability(call) if capability else None
+
+    def add(function: Callable) -> Callable:
+        with _lock:
+            backends = _KERNELS.setdefault(op, {})
+            if backend in backends:
+                raise ValueError(f"{op}={backend} is registered already")
+            backends[backend] = Kernel(op, backend, function, refuse, priority)
+            _cache.clear()
+        return function
+
+    return add
+
+
+def _backends(op: str) -> dict[str, Kernel]:
+    for module in _MODULES.get(op, ()):
+        importlib.import_module(module)
+    if op not in _KERNELS:
+        raise UnsupportedError(f"unknown op {op!r}", registered_ops())
+    return _KERNELS[op]
+
+
+def registered_ops() -> list[str]:
+    """Names of all ops."""
+    return sorted({*_MODULES, *_KERNELS})
+
+
+def candidates(op: str, call: Call) -> list[tuple[Kernel, str | None]]:
+    """All backends of ``op``, best first, each with its reason to refuse ``call`` or None."""
+    kernels = sorted(_backends(op).values(), key=lambda k: (-k.priority, k.backend))
+    return [(kernel, kernel.refuse(call)) for kernel in kernels]
+
+
+def parse_rules(spec: str) -> tuple[Rule, ...]:
+    """Parse ``"op=backend,op.type=backend"``; unknown ops or backends raise UnsupportedError."""
+    rules = []
+    for part in filter(None, (p.strip() for p in spec.split(","))):
+        target, sep, backend = part.partition("=")
+        if not sep or not backend:
+            raise UnsupportedError(f"kernel rule {part!r} is not of the form op[.type]=backend")
+        op, _, type_name = target.partition(".")
+        known = _backends(op)
+        if backend not in known:
+            raise UnsupportedError(f"op {op!r} has no backend {backend!r}", sorted(known))
+        rules.append(Rule(op, backend, type_name.upper() or None))
+    return tuple(rules)
+
+
+_rules: tuple[Rule, ...] = ()
+_cache: dict[tuple[str, Call, tuple[Rule, ...]], Kernel] = {}
+
+
+def set_rules(rules: str | tuple[Rule, ...]) -> None:
+    """Replace the process-wide rules (environment, ``--kernels``, ``PUT /admin/kernels``)."""
+    global _rules
+    _rules = parse_rules(rules) if isinstance(rules, str) else tuple(rules)
+
+
+def active_rules() -> tuple[Rule, ...]:
+    """The rules in force, weakest first."""
+    return _rules
+
+
+@contextlib.contextmanager
+def use_kernels(spec: str) -> Iterator[None]:
+    """Add rules for the duration of a block. Process-wide: the engine thread sees them too."""
+    global _rules
+    with _lock:
+        before = _rules
+        _rules = before + parse_rules(spec)
+    try:
+        yield
+    finally:
+        _rules = before
+
+
+def select(op: str, call: Call) -> Kernel:
+    """The kernel that serves ``call``; its choice and reason are logged once.
+
+    Raises:
+        UnsupportedError: a rule names a backend that refuses the call, or none can serve it.
+    """
+    rules = _rules
+    key = (op, call, rules)
+    kernel = _cache.get(key)
+    if kernel is None:
+        kernel, reason = explain(op, call)
+        log.debug("%s %s: %s (%s)", op, call, kernel.backend, reason)
+        _cache[key] = kernel
+    return kernel
+
+
+def explain(op: str, call: Call) -> tuple[Kernel, str]:
+    """The chosen kernel and why it was chosen."""
+    for rule in reversed(_rules):
+        if rule.matches(op, call):
+            kernel = _backends(op)[rule.backend]
+            reason = kernel.refuse(call)
+            if reason is not None:
+                raise UnsupportedError(f"{op}={rule.backend} was asked for but {reason}")
+            return kernel, "asked for by rule"
+    refused = []
+    for kernel, reason in candidates(op, call):
+        if reason is None:
+            return kernel, "; ".join(["best that can serve this call", *refused])
+        refused.append(f"{kernel.backend}: {reason}")
+    raise UnsupportedError(f"no backend of {op} serves {call}: {'; '.join(refused)}")

@@ -1,0 +1,1 @@
+"""Measuring: kernels, end to end, load."""

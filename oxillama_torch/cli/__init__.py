@@ -1,0 +1,1 @@
+"""The oxillama command: one file per subcommand."""

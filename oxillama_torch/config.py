@@ -1,0 +1,145 @@
+"""Configuration: frozen dataclasses, built once at the edge; the only reader of the environment."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+from oxillama_torch.errors import UnsupportedError
+
+__all__ = ["EngineConfig", "Numerics", "ServerConfig", "demo_model_path", "environment"]
+
+Numerics = Literal["auto", "invariant", "fast"]
+
+
+def demo_model_path() -> Path:
+    """The GGUF file that ships in the package."""
+    return Path(__file__).parent / "data" / "demo.gguf"
+
+
+def environment(name: str, default: str | None = None) -> str | None:
+    """Value of ``OXILLAMA_<name>``; empty counts as unset."""
+    return os.environ.get(f"OXILLAMA_{name}") or default
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What the engine needs to know.
+
+    Args:
+        model: GGUF file (first shard of a split set); None: the demo model.
+        device: ``auto`` (cuda when there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+        numerics: ``invariant``, ``fast`` or ``auto``.
+        dtype: activation dtype: ``auto`` (float32 on CPU, bfloat16 on CUDA), ``float32``,
+            ``bfloat16`` or ``float16``.
+        kernels: rules such as ``"attention=reference"``; None: ``OXILLAMA_KERNELS``.
+        max_batch_size: most requests running at once; None: 64.
+        max_batch_tokens: token budget of one step (prefill chunks plus decode rows).
+        max_context: tokens per request; None: the model's, bounded by the memory for pages.
+        page_size: tokens per KV page.
+        kv_pages: number of KV pages; None: from ``kv_memory_bytes``.
+        kv_memory_bytes: memory for KV pages; None: chosen from what is free.
+        prefix_cache: keep and reuse KV pages of finished requests.
+        inbox_size: requests that may wait to be admitted; beyond it CapacityError.
+        threads: torch threads on CPU; None: torch's own choice.
+    """
+
+    model: Path | None = None
+    device: str = "auto"
+    numerics: Numerics = "auto"
+    dtype: str = "auto"
+    kernels: str | None = None
+    max_batch_size: int | None = None
+    max_batch_tokens: int = 512
+    max_context: int | None = None
+    page_size: int = 32
+    kv_pages: int | None = None
+    kv_memory_bytes: int | None = None
+    prefix_cache: bool = True
+    inbox_size: int = 256
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        _choice("numerics", self.numerics, ("auto", "invariant", "fast"))
+        _choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        if self.device not in ("auto", "cpu", "cuda") and not self.device.startswith("cuda:"):
+            raise UnsupportedError(f"device {self.device!r}", ("auto", "cpu", "cuda", "cuda:N"))
+        for name in ("max_batch_size", "max_batch_tokens", "max_context", "page_size", "kv_pages"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UnsupportedError(f"{name} must be at least 1, got {value}")
+        if self.page_size & (self.page_size - 1) or self.page_size < 16:
+            raise UnsupportedError(f"page_size {self.page_size}: a power of two of at least 16")
+
+    @property
+    def model_path(self) -> Path:
+        return self.model if self.model is not None else demo_model_path()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """What the HTTP server needs to know.
+
+    Args:
+        host, port: where to listen.
+        max_streams: requests with a thread of their own at once; beyond it 503.
+        max_body_bytes: larger request bodies get 413.
+        api_keys: accepted bearer keys; empty: no authentication.
+        model_alias: the name in ``/v1/models``; None: from the file.
+        ping_interval_s: seconds of silence after which a stream sends ``: ping``.
+        template_timeout_s: limit for rendering a chat template.
+        request_timeout_s: deadline of a request; None: none.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    max_streams: int = 256
+    max_body_bytes: int = 4 * 1024 * 1024
+    api_keys: tuple[str, ...] = ()
+    model_alias: str | None = None
+    ping_interval_s: float = 5.0
+    template_timeout_s: float = 2.0
+    request_timeout_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise UnsupportedError(f"port must be between 0 and 65535, got {self.port}")
+        if self.max_streams < 1 or self.max_body_bytes < 1:
+            raise UnsupportedError("max_streams and max_body_bytes must be at least 1")
+
+
+def from_environment(config: EngineConfig | ServerConfig) -> EngineConfig | ServerConfig:
+    """Fill in fields from ``OXILLAMA_<FIELD>`` variables, as gunicorn deployments set them.
+
+    Raises:
+        UnsupportedError: a value that does not parse.
+    """
+    changes = {}
+    for item in fields(config):
+        text = environment(item.name.upper())
+        if text is not None:
+            changes[item.name] = _parse(item.name, str(item.type), text)
+    return replace(config, **changes)
+
+
+def _parse(name: str, kind: str, text: str) -> object:
+    try:
+        if kind.startswith("int"):
+            return int(text)
+        if kind.startswith("float"):
+            return float(text)
+    except ValueError:
+        raise UnsupportedError(f"OXILLAMA_{name.upper()}={text!r} is not a number") from None
+    if kind.startswith("bool"):
+        _choice(f"OXILLAMA_{name.upper()}", text.lower(), ("0", "1", "false", "true"))
+        return text.lower() in ("1", "true")
+    if kind.startswith("tuple"):
+        return tuple(filter(None, (part.strip() for part in text.split(","))))
+    return Path(text) if kind.startswith("Path") else text
+
+
+def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UnsupportedError(f"{name} {value!r}", known)

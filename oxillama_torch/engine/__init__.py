@@ -1,0 +1,1 @@
+"""The engine: requests in, token events out."""

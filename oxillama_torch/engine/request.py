@@ -1,0 +1,156 @@
+"""Requests, events and handles: the messages between front doors and the batching thread.
+
+Everything here is plain data (token ids, numbers): no text, no tokenizer, no torch, so that the
+engine could run in another process without a change to its callers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from oxillama_torch.errors import EngineError
+from oxillama_torch.sampling.params import SamplingParams
+
+__all__ = [
+    "ErrorEvent",
+    "Event",
+    "FinishEvent",
+    "FinishReason",
+    "GenerationRequest",
+    "PromptEvent",
+    "RequestHandle",
+    "TokenEvent",
+    "TokenLogprobs",
+]
+
+FinishReason = Literal["stop", "length", "cancelled", "deadline"]
+
+_ids = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities at one position, natural log, of the raw (unprocessed) distribution.
+
+    ``top`` holds (token id, logprob) pairs, likeliest first; ties by lower id.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One prompt to be continued once (``params.n`` is the front door's business).
+
+    Args:
+        prompt_token_ids: the prompt; at least one id.
+        params: sampling parameters with ``seed`` already chosen.
+        request_id: unique in the process.
+        adapters: (adapter name, scale) pairs, part of the prefix-cache key.
+        cache_salt: separates prefix caches of tenants.
+        deadline: ``time.monotonic()`` after which the request ends with reason ``deadline``.
+        priority: lower runs first; equal ones in order of arrival.
+    """
+
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    request_id: str = field(default_factory=lambda: f"req-{next(_ids)}")
+    adapters: tuple[tuple[str, float], ...] = ()
+    cache_salt: str = ""
+    deadline: float | None = None
+    priority: int = 0
+    arrival: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEvent:
+    """Sent once, before the first token: what the prompt cost and, if asked for, its logprobs.
+
+    ``logprobs[0]`` is None: nothing precedes the first token.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    logprobs: tuple[TokenLogprobs | None, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One generated token."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FinishEvent:
+    """The end of a request that was served. Always the last event."""
+
+    reason: FinishReason
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorEvent:
+    """The end of a request that failed. Always the last event."""
+
+    error: Exception
+
+
+Event = PromptEvent | TokenEvent | FinishEvent | ErrorEvent
+
+
+class RequestHandle:
+    """The caller's end of a submitted request: iterate it for events, or ``cancel()`` it.
+
+    The batching thread calls ``put``; any one other thread consumes. ``sink``, when given, receives
+    (request id, event) in the batching thread instead of the queue: it must not block.
+    """
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        cancel: Callable[[str], None],
+        sink: Callable[[str, Event], None] | None = None,
+    ) -> None:
+        self.request = request
+        self._cancel = cancel
+        self._sink = sink
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    def put(self, event: Event) -> None:
+        """Deliver an event (batching thread only)."""
+        if self._sink is not None:
+            self._sink(self.request.request_id, event)
+        else:
+            self._events.put(event)
+
+    def next_event(self, timeout_s: float | None = None) -> Event:
+        """Wait for one event. Raises ``queue.Empty`` after ``timeout_s`` seconds."""
+        return self._events.get(timeout=timeout_s)
+
+    def events(self) -> Iterator[Event]:
+        """All events up to and including the last one; raises the error of an ErrorEvent."""
+        while True:
+            event = self.next_event()
+            if isinstance(event, ErrorEvent):
+                raise event.error if isinstance(event.error, Exception) else EngineError("failed")
+            yield event
+            if isinstance(event, FinishEvent):
+                return
+
+    def cancel(self) -> None:
+        """Ask the engine to drop the request; idempotent, callable from any thread."""
+        self._cancel(self.request.request_id)

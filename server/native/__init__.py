@@ -1,0 +1,1 @@
+"""llama-server dialect: unprefixed routes."""
