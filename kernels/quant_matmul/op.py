@@ -1,0 +1,127 @@
+"""Launchers of the matrix products with packed weights: checks, choice of backend, call.
+
+Shapes: M rows of activations, K inputs, N outputs, E experts.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from oxillama_torch.kernels import registry
+from oxillama_torch.kernels.formats.base import PackedTensor
+
+__all__ = ["quant_matmul", "quant_matmul_experts"]
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def quant_matmul(
+    x: torch.Tensor,
+    weight: PackedTensor,
+    bias: torch.Tensor | None = None,
+    *,
+    numerics: str = "invariant",
+) -> torch.Tensor:
+    """``y = x @ dequantize(weight)^T + bias``, accumulated in float32.
+
+    Args:
+        x: activations, float32, bfloat16 or float16 [M, K].
+        weight: packed weight of shape (N, K).
+        bias: [N], any floating dtype; added in float32.
+        numerics: ``"invariant"`` (a row's bits depend on nothing else in the batch) or ``"fast"``.
+
+    Returns:
+        [M, N] in the dtype of ``x``.
+
+    Raises:
+        ValueError: a shape, dtype or device that does not fit; says got and wanted.
+        UnsupportedError: no backend, or none that a rule allows, serves the call.
+    """
+    rows = _check(x, weight)
+    if bias is not None:
+        if bias.shape != (weight.shape[0],):
+            raise ValueError(f"bias: got shape {tuple(bias.shape)}, wanted ({weight.shape[0]},)")
+        if not bias.is_floating_point() or bias.device != x.device:
+            got = f"{bias.dtype} on {bias.device}"
+            raise ValueError(f"bias: got {got}, wanted a floating dtype on {x.device}")
+    if rows == 0:
+        return x.new_empty(0, weight.shape[0])
+    kernel = registry.select("quant_matmul", _call(x, weight, numerics))
+    return kernel.function(x, weight, bias)
+
+
+def quant_matmul_experts(
+    x: torch.Tensor,
+    weight: PackedTensor,
+    expert_ids: torch.Tensor,
+    num_experts: int,
+    *,
+    numerics: str = "invariant",
+) -> torch.Tensor:
+    """``y[i] = dequantize(weight of expert expert_ids[i]) @ x[i]``, accumulated in float32.
+
+    Args:
+        x: activations, float32, bfloat16 or float16 [M, K]; a token that goes to several experts
+            stands in several rows.
+        weight: the experts' packed weights one below the other, shape (E * N, K).
+        expert_ids: int64 [M], each in ``0 .. num_experts - 1``.
+        num_experts: E.
+        numerics: as for :func:`quant_matmul`.
+
+    Returns:
+        [M, N] in the dtype of ``x``.
+
+    Raises:
+        ValueError: a shape, dtype or device that does not fit; says got and wanted.
+        UnsupportedError: no backend, or none that a rule allows, serves the call.
+    """
+    rows = _check(x, weight)
+    if num_experts < 1 or weight.shape[0] % num_experts:
+        raise ValueError(
+            f"weight: got {weight.shape[0]} rows, wanted a multiple of num_experts = {num_experts}"
+        )
+    if expert_ids.shape != (rows,) or expert_ids.dtype != torch.int64:
+        got = f"{expert_ids.dtype} {tuple(expert_ids.shape)}"
+        raise ValueError(f"expert_ids: got {got}, wanted torch.int64 ({rows},)")
+    if expert_ids.device != x.device:
+        raise ValueError(f"expert_ids: got device {expert_ids.device}, wanted {x.device}")
+    if rows == 0:
+        return x.new_empty(0, weight.shape[0] // num_experts)
+    kernel = registry.select("quant_matmul_experts", _call(x, weight, numerics))
+    return kernel.function(x, weight, expert_ids, num_experts)
+
+
+def _check(x: torch.Tensor, weight: PackedTensor) -> int:
+    """Check the operands that both ops share; return the number of rows."""
+    if x.ndim != 2 or x.shape[1] != weight.shape[1]:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, wanted (M, {weight.shape[1]})")
+    if x.dtype not in _DTYPES:
+        raise ValueError(f"x: got {x.dtype}, wanted one of {', '.join(map(str, _DTYPES))}")
+    for name, plane in weight.planes.items():
+        if plane.device != x.device:
+            raise ValueError(
+                f"weight plane {name!r}: got device {plane.device}, wanted {x.device} like x"
+            )
+    return x.shape[0]
+
+
+def _call(x: torch.Tensor, weight: PackedTensor, numerics: str) -> registry.Call:
+    return registry.Call(
+        device=x.device.type,
+        dtype=x.dtype,
+        numerics=numerics,
+        type=weight.format.name,
+        m=x.shape[0],
+        k=x.shape[1],
+    )
+
+
+_HERE = "oxillama_torch.kernels.quant_matmul"
+registry.declare(
+    "quant_matmul",
+    f"{_HERE}.reference",
+)
+registry.declare(
+    "quant_matmul_experts",
+    f"{_HERE}.reference",
+)
