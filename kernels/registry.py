@@ -7,14 +7,17 @@ registered priority < ``OXILLAMA_KERNELS`` < ``--kernels`` < ``PUT /admin/kernel
 cannot serve raises with that reason: there is no silent fall-back.
 
 Spec strings: ``"attention=reference"`` for a whole op, ``"quant_matmul.q4_k=triton.gemv"`` for one
-GGML type of it, comma-separated.
+GGML type of it, comma-separated. ``triton`` names the family ``triton.gemv``, ``triton.gemm``, ...:
+the best of them that can serve is taken.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import logging
+import pkgutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +25,7 @@ from dataclasses import dataclass
 import torch
 
 from oxillama_torch.errors import UnsupportedError
+from oxillama_torch.gguf.types import GGMLType
 
 __all__ = [
     "Call",
@@ -29,7 +33,9 @@ __all__ = [
     "Rule",
     "active_rules",
     "candidates",
+    "declare",
     "explain",
+    "missing_modules",
     "parse_rules",
     "register",
     "registered_ops",
@@ -44,6 +50,7 @@ log = logging.getLogger(__name__)
 # that Triton is imported only when an op that has Triton kernels is used.
 _MODULES: dict[str, tuple[str, ...]] = {}
 _KERNELS: dict[str, dict[str, Kernel]] = {}
+_missing: dict[str, str] = {}
 _lock = threading.RLock()
 
 
@@ -93,7 +100,12 @@ class Rule:
     type: str | None = None
 
     def matches(self, op: str, call: Call) -> bool:
+        """Whether the rule speaks about this call."""
         return self.op == op and self.type in (None, call.type)
+
+    def names(self, backend: str) -> bool:
+        """Whether the rule asks for this backend, by its name or by its family's."""
+        return backend == self.backend or backend.startswith(f"{self.backend}.")
 
 
 def declare(op: str, *modules: str) -> None:
@@ -149,15 +161,45 @@ def register(
 
 
 def _backends(op: str) -> dict[str, Kernel]:
+    if op not in _MODULES:
+        _declare_shipped()
     for module in _MODULES.get(op, ()):
-        importlib.import_module(module)
+        _load(module)
     if op not in _KERNELS:
         raise UnsupportedError(f"unknown op {op!r}", registered_ops())
     return _KERNELS[op]
 
 
+def _load(module: str) -> None:
+    """Import a module of kernels; one that wants a Triton that is not installed is left out."""
+    if module in _missing:
+        return
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "triton":
+            raise
+        _missing[module] = "Triton is not installed"
+        log.info("%s left out: %s", module, _missing[module])
+
+
+def _declare_shipped() -> None:
+    """Import the launchers that ship with the package; each declares its ops."""
+    package = importlib.import_module("oxillama_torch.kernels")
+    for folder in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        name = f"{folder.name}.op"
+        if folder.ispkg and importlib.util.find_spec(name) is not None:
+            importlib.import_module(name)
+
+
+def missing_modules() -> dict[str, str]:
+    """Modules of kernels that were left out, each with the reason."""
+    return dict(_missing)
+
+
 def registered_ops() -> list[str]:
     """Names of all ops."""
+    _declare_shipped()
     return sorted({*_MODULES, *_KERNELS})
 
 
@@ -168,7 +210,11 @@ def candidates(op: str, call: Call) -> list[tuple[Kernel, str | None]]:
 
 
 def parse_rules(spec: str) -> tuple[Rule, ...]:
-    """Parse ``"op=backend,op.type=backend"``; unknown ops or backends raise UnsupportedError."""
+    """Parse ``"op=backend,op.type=backend"``.
+
+    Raises:
+        UnsupportedError: a part has another form, or names an unknown op, backend or GGML type.
+    """
     rules = []
     for part in filter(None, (p.strip() for p in spec.split(","))):
         target, sep, backend = part.partition("=")
@@ -176,9 +222,12 @@ def parse_rules(spec: str) -> tuple[Rule, ...]:
             raise UnsupportedError(f"kernel rule {part!r} is not of the form op[.type]=backend")
         op, _, type_name = target.partition(".")
         known = _backends(op)
-        if backend not in known:
+        rule = Rule(op, backend, type_name.upper() or None)
+        if not any(rule.names(name) for name in known):
             raise UnsupportedError(f"op {op!r} has no backend {backend!r}", sorted(known))
-        rules.append(Rule(op, backend, type_name.upper() or None))
+        if type_name and type_name.upper() not in GGMLType.__members__:
+            raise UnsupportedError(f"unknown GGML type {type_name!r}", GGMLType.__members__)
+        rules.append(rule)
     return tuple(rules)
 
 
@@ -201,9 +250,11 @@ def active_rules() -> tuple[Rule, ...]:
 def use_kernels(spec: str) -> Iterator[None]:
     """Add rules for the duration of a block. Process-wide: the engine thread sees them too."""
     global _rules
+    # Parsed outside the lock: parsing may import kernels, and registering takes the lock.
+    rules = parse_rules(spec)
     with _lock:
         before = _rules
-        _rules = before + parse_rules(spec)
+        _rules = before + rules
     try:
         yield
     finally:
@@ -227,17 +278,20 @@ def select(op: str, call: Call) -> Kernel:
 
 
 def explain(op: str, call: Call) -> tuple[Kernel, str]:
-    """The chosen kernel and why it was chosen."""
-    for rule in reversed(_rules):
-        if rule.matches(op, call):
-            kernel = _backends(op)[rule.backend]
-            reason = kernel.refuse(call)
-            if reason is not None:
-                raise UnsupportedError(f"{op}={rule.backend} was asked for but {reason}")
-            return kernel, "asked for by rule"
+    """The chosen kernel and why it was chosen.
+
+    Raises:
+        UnsupportedError: as for :func:`select`.
+    """
+    rule = next((rule for rule in reversed(_rules) if rule.matches(op, call)), None)
     refused = []
     for kernel, reason in candidates(op, call):
+        if rule is not None and not rule.names(kernel.backend):
+            continue
         if reason is None:
-            return kernel, "; ".join(["best that can serve this call", *refused])
-        refused.append(f"{kernel.backend}: {reason}")
+            chosen = "asked for by rule" if rule else "best that can serve this call"
+            return kernel, "; ".join([chosen, *refused])
+        refused.append(f"{kernel.backend} {reason}")
+    if rule is not None:
+        raise UnsupportedError(f"{op}={rule.backend} was asked for, but {'; '.join(refused)}")
     raise UnsupportedError(f"no backend of {op} serves {call}: {'; '.join(refused)}")

@@ -23,7 +23,7 @@ _LEAK_GRACE_S = 3.0
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what this machine cannot run, each with its reason; leave `slow` tests to ``-m slow``."""
+    """Skip what this machine cannot run, with the reason; leave out `slow` unless asked for."""
     if not torch.cuda.is_available():
         _skip(items, "gpu", "needs an NVIDIA GPU")
     if importlib.util.find_spec("llama_cpp") is None:

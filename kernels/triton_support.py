@@ -1,0 +1,72 @@
+"""What the hand-written Triton kernels share: interpreter switches, dtypes, launch device.
+
+With ``TRITON_INTERPRET=1`` Triton runs kernels as numpy on CPU tensors. That is how they are
+tested without a GPU, and it has limits which kernels meet through these switches: ``tl.dot`` on
+bfloat16 is wrong in the interpreter of Triton 3.6, and inline assembly is not interpreted at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+
+import torch
+import triton
+import triton.language as tl
+
+__all__ = [
+    "DEVICES",
+    "INTERPRET",
+    "dot_dtype",
+    "launch_device",
+    "multiprocessors",
+    "priority",
+    "triton_dtype",
+]
+
+# Whether kernels are interpreted; fixed when a kernel is decorated, so fixed per process.
+INTERPRET: bool = triton.knobs.runtime.interpret
+
+# Devices that a Triton backend serves.
+DEVICES: tuple[str, ...] = ("cuda", "cpu") if INTERPRET else ("cuda",)
+
+_TRITON_DTYPES = {
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+}
+
+
+def priority(rank: int) -> int:
+    """Priority of a Triton backend: above the reference on a GPU, below it when interpreted.
+
+    Args:
+        rank: order among the Triton backends of an op, 0 to 9; the highest wins.
+    """
+    return rank - 100 if INTERPRET else rank + 100
+
+
+def triton_dtype(dtype: torch.dtype) -> tl.dtype:
+    """The Triton dtype of a torch floating dtype."""
+    return _TRITON_DTYPES[dtype]
+
+
+def dot_dtype(dtype: torch.dtype) -> tl.dtype:
+    """Dtype of the operands of ``tl.dot`` for activations of ``dtype``.
+
+    float32 operands go with ``input_precision="ieee"``, which other dtypes ignore.
+    """
+    return tl.float32 if INTERPRET else _TRITON_DTYPES[dtype]
+
+
+def launch_device(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
+    """Context in which Triton launches on the device of ``tensor``, not on the current one."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU; 1 for the CPU, where programs run one by one."""
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
