@@ -1,0 +1,49 @@
+"""Bit-level helpers that several formats share.
+
+Shapes: ``...`` leading dimensions (rows and blocks), last dimension the bytes or values of a block.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["float16_at", "join_bytes", "join_scales6", "split_scales6"]
+
+
+def float16_at(blocks: Tensor, start: int, count: int = 1) -> Tensor:
+    """``count`` little-endian float16 at byte ``start`` of each block: [..., count]."""
+    return blocks[..., start : start + 2 * count].view(torch.float16)
+
+
+def join_bytes(*fields: Tensor) -> Tensor:
+    """Blocks uint8 [..., block_bytes] from fields of any dtype in the order of the struct."""
+    return torch.cat([f.contiguous().view(torch.uint8) for f in fields], dim=-1)
+
+
+def split_scales6(packed: Tensor) -> Tensor:
+    """8 scales and 8 mins of 6 bits from 12 bytes: uint8 [..., 12] -> [..., 16] (sc, then m).
+
+    Bytes 0-3 hold sc[0:4] in their low 6 bits, bytes 4-7 m[0:4]; bytes 8-11 hold the low 4 bits of
+    sc[4:8] (low nibble) and m[4:8] (high nibble), whose top 2 bits are the top bits of bytes 0-7.
+    Source: ``get_scale_min_k4`` in ggml-quants.c.
+    """
+    first, low = packed[..., :8], packed[..., 8:]
+    # sc[0:4], m[0:4] = first & 63, and the top bits of the second four move to bits 4 and 5.
+    small, high = first & 0x3F, (first >> 2) & 0x30
+    sc = torch.cat((small[..., :4], (low & 0x0F) | high[..., :4]), -1)
+    m = torch.cat((small[..., 4:], (low >> 4) | high[..., 4:]), -1)
+    return torch.cat((sc, m), -1)
+
+
+def join_scales6(scales: Tensor) -> Tensor:
+    """The inverse of ``split_scales6``: uint8 [..., 16] -> [..., 12]."""
+    sc_small, sc_large, m_small, m_large = scales.split(4, dim=-1)
+    return torch.cat(
+        (
+            sc_small | (sc_large & 0x30) << 2,
+            m_small | (m_large & 0x30) << 2,
+            (sc_large & 0x0F) | m_large << 4,
+        ),
+        -1,
+    )

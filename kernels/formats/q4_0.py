@@ -1,0 +1,54 @@
+"""Q4_0: 32 weights in 18 bytes, 4.5 bits each: ``w = d * (q - 8)``.
+
+Layout (``block_q4_0`` in ggml-common.h):
+    byte 0   d    float16
+    byte 2   qs   uint8 [16]: weight j in the low nibble of byte j, weight j + 16 in the high one
+
+Shapes: see ``base.py``. Planes per block: qs uint8 [16], d float16 [1].
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from oxillama_torch.gguf.types import GGMLType
+from oxillama_torch.kernels.formats.base import Format
+from oxillama_torch.kernels.formats.bits import float16_at, join_bytes
+
+
+def split(blocks: Tensor) -> dict[str, Tensor]:
+    return {"qs": blocks[..., 2:], "d": float16_at(blocks, 0)}
+
+
+def join(qs: Tensor, d: Tensor) -> Tensor:
+    return join_bytes(d, qs)
+
+
+def decode(out: Tensor, qs: Tensor, d: Tensor) -> None:
+    out[..., :16].copy_(qs & 15)
+    out[..., 16:].copy_(qs >> 4)
+    out.sub_(8).mul_(d.float())
+
+
+@triton.jit
+def decode_tile(
+    p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Planes: qs, d."""
+    block = k0 // 32 + tl.arange(0, BLOCK_K // 32)
+    half = tl.arange(0, 2)
+    byte = block[:, None, None] * 16 + tl.arange(0, 16)[None, None, :] + 0 * half[None, :, None]
+    mask = row_mask[:, None]
+    d = tl.load(p1 + rows[:, None] * s1 + block[None, :], mask=mask, other=0.0).to(tl.float32)
+    qs = tl.load(
+        p0 + rows[:, None, None, None] * s0 + byte[None], mask=mask[:, :, None, None], other=0
+    )
+    q = ((qs >> (half * 4)[None, None, :, None]) & 15) - 8
+    w = q.to(tl.float32) * d[:, :, None, None]
+    return w.reshape(BLOCK_N, BLOCK_K)
+
+
+FORMAT = Format(GGMLType.Q4_0, {"qs": 16, "d": 1}, split, join, decode, decode_tile)

@@ -1,0 +1,72 @@
+"""Q4_K: 256 weights in 144 bytes, 4.5 bits each, in 8 groups of 32: ``w = (d*sc) * q - dmin*m``.
+
+Layout (``block_q4_K`` in ggml-common.h):
+    byte 0    d, dmin  float16 [2]
+    byte 4    scales   uint8 [12]: sc[8] and m[8] of 6 bits each, see ``bits.split_scales6``
+    byte 16   qs       uint8 [4, 32]: byte (i, j) holds weight 64 i + j in its low nibble and weight
+                       64 i + 32 + j in its high one
+
+Shapes: see ``base.py``. Planes per block: qs uint8 [128], scales uint8 [16] (sc, then m),
+dm float16 [2] (d, dmin).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from oxillama_torch.gguf.types import GGMLType
+from oxillama_torch.kernels.formats.base import Format
+from oxillama_torch.kernels.formats.bits import (
+    float16_at,
+    join_bytes,
+    join_scales6,
+    split_scales6,
+)
+
+
+def split(blocks: Tensor) -> dict[str, Tensor]:
+    return {
+        "qs": blocks[..., 16:],
+        "scales": split_scales6(blocks[..., 4:16]),
+        "dm": float16_at(blocks, 0, 2),
+    }
+
+
+def join(qs: Tensor, scales: Tensor, dm: Tensor) -> Tensor:
+    return join_bytes(dm, join_scales6(scales), qs)
+
+
+def decode(out: Tensor, qs: Tensor, scales: Tensor, dm: Tensor) -> None:
+    pairs, qs = out.unflatten(-1, (4, 2, 32)), qs.unflatten(-1, (4, 32))
+    pairs[..., 0, :].copy_(qs & 15)
+    pairs[..., 1, :].copy_(qs >> 4)
+    # [..., 2, 8]: d * sc and dmin * m
+    factors = dm.float().unsqueeze(-1) * scales.unflatten(-1, (2, 8))
+    groups = out.unflatten(-1, (8, 32))
+    groups.mul_(factors[..., 0, :, None]).sub_(factors[..., 1, :, None])
+
+
+@triton.jit
+def decode_tile(
+    p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Planes: qs, scales, dm."""
+    group = k0 // 32 + tl.arange(0, BLOCK_K // 32)
+    mask = row_mask[:, None]
+    scale_at = p1 + rows[:, None] * s1 + (group // 8 * 16 + group % 8)[None, :]
+    dm_at = p2 + rows[:, None] * s2 + (group // 8 * 2)[None, :]
+    d = tl.load(dm_at, mask=mask, other=0.0).to(tl.float32)
+    dmin = tl.load(dm_at + 1, mask=mask, other=0.0).to(tl.float32)
+    d *= tl.load(scale_at, mask=mask, other=0).to(tl.float32)
+    dmin *= tl.load(scale_at + 8, mask=mask, other=0).to(tl.float32)
+    byte = (group // 2 * 32)[:, None] + tl.arange(0, 32)[None, :]
+    qs = tl.load(p0 + rows[:, None, None] * s0 + byte[None], mask=mask[:, :, None], other=0)
+    q = (qs >> (group % 2 * 4)[None, :, None]) & 15
+    w = q.to(tl.float32) * d[:, :, None] - dmin[:, :, None]
+    return w.reshape(BLOCK_N, BLOCK_K)
+
+
+FORMAT = Format(GGMLType.Q4_K, {"qs": 128, "scales": 16, "dm": 2}, split, join, decode, decode_tile)

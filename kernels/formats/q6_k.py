@@ -1,0 +1,80 @@
+"""Q6_K: 256 weights in 210 bytes, 6.56 bits each, in 16 groups of 16: ``w = (d*sc) * (q - 32)``.
+
+Layout (``block_q6_K`` in ggml-common.h):
+    byte 0     ql      uint8 [2, 64]: low 4 bits
+    byte 128   qh      uint8 [2, 32]: high 2 bits
+    byte 192   scales  int8 [16]
+    byte 208   d       float16
+Weight 128 h + 32 i + j (i < 4) has its low bits in ql[h, 32 (i % 2) + j], low nibble for i < 2,
+else the high one, and its high bits in bits 2 i and 2 i + 1 of qh[h, j].
+
+Shapes: see ``base.py``. Planes per block: ql uint8 [128], qh uint8 [64], scales int8 [16],
+d float16 [1].
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from oxillama_torch.gguf.types import GGMLType
+from oxillama_torch.kernels.formats.base import Format
+from oxillama_torch.kernels.formats.bits import float16_at, join_bytes
+
+
+def split(blocks: Tensor) -> dict[str, Tensor]:
+    return {
+        "ql": blocks[..., :128],
+        "qh": blocks[..., 128:192],
+        "scales": blocks[..., 192:208].view(torch.int8),
+        "d": float16_at(blocks, 208),
+    }
+
+
+def join(ql: Tensor, qh: Tensor, scales: Tensor, d: Tensor) -> Tensor:
+    return join_bytes(ql, qh, scales, d)
+
+
+def decode(out: Tensor, ql: Tensor, qh: Tensor, scales: Tensor, d: Tensor) -> None:
+    ql, qh = ql.unflatten(-1, (2, 2, 32)), qh.unflatten(-1, (2, 32))
+    quarters = out.unflatten(-1, (2, 4, 32))
+    low, high = ql & 15, ql >> 4
+    quarters[..., 0, :].copy_(low[..., 0, :] | (qh << 4 & 0x30))
+    quarters[..., 1, :].copy_(low[..., 1, :] | (qh << 2 & 0x30))
+    quarters[..., 2, :].copy_(high[..., 0, :] | (qh & 0x30))
+    quarters[..., 3, :].copy_(high[..., 1, :] | (qh >> 2 & 0x30))
+    out.sub_(32)
+    out.unflatten(-1, (16, 16)).mul_((d.float() * scales).unsqueeze(-1))
+
+
+@triton.jit
+def decode_tile(
+    p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Planes: ql, qh, scales, d."""
+    # quarter: 32 consecutive weights, the i of the layout above being quarter % 4
+    quarter = k0 // 32 + tl.arange(0, BLOCK_K // 32)
+    j = tl.arange(0, 32)
+    mask = row_mask[:, None, None]
+    low_byte = (quarter // 4 * 64 + quarter % 2 * 32)[:, None] + j[None, :]
+    high_byte = (quarter // 4 * 32)[:, None] + j[None, :]
+    row = rows[:, None, None]
+    ql = tl.load(p0 + row * s0 + low_byte[None], mask=mask, other=0)
+    qh = tl.load(p1 + row * s1 + high_byte[None], mask=mask, other=0)
+    low = (ql >> (quarter // 2 % 2 * 4)[None, :, None]) & 15
+    high = (qh >> (quarter % 4 * 2)[None, :, None]) & 3
+    q = ((low | high << 4) - 32).to(tl.float32).reshape(BLOCK_N, BLOCK_K // 16, 16)
+    group = k0 // 16 + tl.arange(0, BLOCK_K // 16)
+    mask = row_mask[:, None]
+    d = tl.load(p3 + rows[:, None] * s3 + (group // 16)[None, :], mask=mask, other=0.0)
+    scale = tl.load(p2 + rows[:, None] * s2 + group[None, :], mask=mask, other=0)
+    w = q * (d.to(tl.float32) * scale.to(tl.float32))[:, :, None]
+    return w.reshape(BLOCK_N, BLOCK_K)
+
+
+FORMAT = Format(
+    GGMLType.Q6_K, {"ql": 128, "qh": 64, "scales": 16, "d": 1}, split, join, decode, decode_tile
+)
