@@ -1,0 +1,59 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from oxillama_torch.config import EngineConfig, from_environment
+
+__all__ = [
+    "ContextOption",
+    "DeviceOption",
+    "DtypeOption",
+    "KernelsOption",
+    "ModelOption",
+    "NumericsOption",
+    "ThreadsOption",
+    "engine_config",
+]
+
+ModelOption = Annotated[
+    Path | None,
+    typer.Option("--model", "-m", help="GGUF file; without it the demo model in the package."),
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="auto (the GPU when there is one), cpu, cuda or cuda:N.")
+]
+DtypeOption = Annotated[
+    str | None, typer.Option(help="Activations: auto, float32, bfloat16 or float16.")
+]
+NumericsOption = Annotated[
+    str | None,
+    typer.Option(help="invariant (same bits in any batch), fast, or auto (by device)."),
+]
+KernelsOption = Annotated[
+    str | None, typer.Option(help='Kernel rules, e.g. "attention=reference,quant_matmul=cpu".')
+]
+ContextOption = Annotated[
+    int | None, typer.Option("--ctx-size", "-c", help="Most tokens of prompt and answer together.")
+]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", "-t", help="CPU threads.")]
+
+
+def engine_config(model: Path | None, **options: object) -> EngineConfig:
+    """Options that were given, over ``OXILLAMA_*`` variables, over defaults.
+
+    Raises:
+        FileNotFoundError: there is no such model file.
+    """
+    if model is not None and not model.exists():
+        raise FileNotFoundError(2, "no such model file", str(model))
+    given = {name: value for name, value in options.items() if value is not None}
+    if model is not None:
+        given["model"] = model
+    base = from_environment(EngineConfig())
+    names = EngineConfig.__dataclass_fields__
+    return EngineConfig(**{**{name: getattr(base, name) for name in names}, **given})

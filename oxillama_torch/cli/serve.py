@@ -1,0 +1,79 @@
+"""``oxillama serve``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from oxillama_torch.cli.options import (
+    ContextOption,
+    DeviceOption,
+    DtypeOption,
+    KernelsOption,
+    ModelOption,
+    NumericsOption,
+    ThreadsOption,
+    engine_config,
+)
+from oxillama_torch.config import ServerConfig, from_environment
+from oxillama_torch.gguf.reader import read_gguf
+
+__all__ = ["serve"]
+
+_SERVER_FAILED = 5
+
+
+def serve(
+    model: ModelOption = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on (127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on (8080).")] = None,
+    alias: Annotated[str | None, typer.Option(help="The model's name in the API.")] = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    numerics: NumericsOption = None,
+    kernels: KernelsOption = None,
+    ctx_size: ContextOption = None,
+    threads: ThreadsOption = None,
+    max_batch_size: Annotated[
+        int | None, typer.Option(help="Most requests running at once.")
+    ] = None,
+    max_streams: Annotated[int | None, typer.Option(help="Most HTTP requests at once.")] = None,
+    api_key: Annotated[
+        list[str] | None, typer.Option(help="Accept this bearer key; may be repeated.")
+    ] = None,
+) -> None:
+    """Serve an OpenAI-compatible API."""
+    engine = engine_config(
+        model,
+        device=device,
+        dtype=dtype,
+        numerics=numerics,
+        kernels=kernels,
+        max_context=ctx_size,
+        threads=threads,
+        max_batch_size=max_batch_size,
+    )
+    given = {
+        "host": host,
+        "port": port,
+        "model_alias": alias,
+        "max_streams": max_streams,
+        "api_keys": tuple(api_key) if api_key else None,
+    }
+    base = from_environment(ServerConfig())
+    fields = {name: getattr(base, name) for name in ServerConfig.__dataclass_fields__}
+    fields.update({name: value for name, value in given.items() if value is not None})
+    server = ServerConfig(**fields)
+    # A bad file ends the command here, with its own exit code, before a worker is forked.
+    read_gguf(engine.model_path).close()
+
+    from oxillama_torch.server.run import serve as run_server  # Flask only where it is needed
+
+    try:
+        run_server(server, engine)
+    except OSError as error:
+        reason = error.strerror or error
+        print(f"error: cannot listen on {server.host}:{server.port}: {reason}", file=sys.stderr)
+        raise typer.Exit(_SERVER_FAILED) from None

@@ -1,0 +1,38 @@
+"""The Flask application."""
+
+from __future__ import annotations
+
+from flask import Flask
+
+from oxillama_torch.config import EngineConfig, ServerConfig, from_environment
+from oxillama_torch.llm import LLM
+from oxillama_torch.server import errors, http
+from oxillama_torch.server.native import routes as native
+from oxillama_torch.server.openai import chat, completions, models
+from oxillama_torch.server.service import Service
+from oxillama_torch.server.watcher import DisconnectWatcher
+
+__all__ = ["create_app"]
+
+
+def create_app(config: ServerConfig | None = None, engine: LLM | Service | None = None) -> Flask:
+    """Make the application.
+
+    Args:
+        config: server settings; None: from ``OXILLAMA_*`` variables.
+        engine: what is served; None: loads the model that ``OXILLAMA_MODEL`` and its like name.
+            The caller keeps ownership of an engine it passes in.
+    """
+    config = config or from_environment(ServerConfig())
+    if engine is None:
+        engine = LLM.from_config(from_environment(EngineConfig()))
+    service = engine if isinstance(engine, Service) else Service.from_llm(engine, config)
+    app = Flask(__name__)
+    app.json.sort_keys = False
+    app.extensions["service"] = service
+    app.extensions["disconnect_watcher"] = DisconnectWatcher()
+    http.install(app, service.config)
+    errors.install(app)
+    for module in (chat, completions, models, native):
+        app.register_blueprint(module.blueprint(service))
+    return app

@@ -1,0 +1,91 @@
+"""Errors to HTTP: the OpenAI envelope with ``message``, ``type``, ``param`` and ``code``."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import pydantic
+from flask import Flask, Response, g, jsonify
+from gunicorn.http.errors import ParseException
+from werkzeug.exceptions import HTTPException
+
+from oxillama_torch.errors import CapacityError, EngineError, RequestError, UnsupportedError
+
+__all__ = ["envelope", "from_validation", "install", "status_of"]
+
+log = logging.getLogger(__name__)
+
+_HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large"}
+
+
+def envelope(error: Exception) -> dict:
+    """The body for ``error``; internals of unexpected exceptions never leave the process."""
+    message, kind, param, code = "internal error", "server_error", None, "internal_error"
+    if isinstance(error, RequestError):
+        message, kind, param, code = error.message, error.type, error.param, error.code
+    elif isinstance(error, CapacityError):
+        message, kind, code = str(error), "requests", "rate_limit_exceeded"
+    elif isinstance(error, EngineError):
+        message, code = str(error), "engine_error"
+    elif isinstance(error, UnsupportedError):
+        message, kind, code = str(error), "invalid_request_error", "unsupported_value"
+    elif isinstance(error, ParseException):
+        message, kind, code = "malformed request", "invalid_request_error", "invalid_request"
+    elif isinstance(error, HTTPException):
+        message = error.description or error.name
+        kind = "invalid_request_error" if (error.code or 500) < 500 else "server_error"
+        code = _HTTP_CODES.get(error.code or 500, "http_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def status_of(error: Exception) -> int:
+    """HTTP status for ``error``."""
+    if isinstance(error, RequestError):
+        return error.status
+    if isinstance(error, HTTPException):
+        return error.code or 500
+    if isinstance(error, UnsupportedError | ParseException):
+        return 400
+    return {CapacityError: 429, EngineError: 503}.get(type(error), 500)
+
+
+def from_validation(error: pydantic.ValidationError) -> RequestError:
+    """The first problem pydantic found, with the field's path as OpenAI writes it."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    param = ""
+    for part in first["loc"]:
+        if isinstance(part, int):
+            param += f"[{part}]"
+        elif not _is_union_tag(part):
+            param += f".{part}" if param else str(part)
+    code = {"missing": "missing_required_parameter"}.get(first["type"], "invalid_value")
+    if first["type"].endswith(("_type", "_parsing")):
+        code = "invalid_type"
+    where = f" at {param}" if param else ""
+    return RequestError(f"{first['msg']}{where}", code=code, param=param or None)
+
+
+def _is_union_tag(part: str) -> bool:
+    """Pydantic puts the tried member of a union into the path: ``str``, ``list[...]``, a class."""
+    return part in ("str", "int", "bool", "float") or "[" in part or part[:1].isupper()
+
+
+def install(app: Flask) -> None:
+    """Answer every exception of every route with the envelope."""
+
+    @app.errorhandler(Exception)
+    def handle(error: Exception) -> tuple[Response, int]:
+        if isinstance(error, pydantic.ValidationError):
+            error = from_validation(error)
+        status = status_of(error)
+        if status >= 500:
+            log.error("request %s failed", g.get("request_id"), exc_info=error)
+        response = jsonify(envelope(error))
+        if isinstance(error, CapacityError):
+            response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+        elif status == 503:
+            response.headers["Retry-After"] = "1"
+        if status == 405 and isinstance(error, HTTPException):
+            response.headers["Allow"] = ", ".join(getattr(error, "valid_methods", None) or [])
+        return response, status

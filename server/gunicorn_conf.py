@@ -1,0 +1,46 @@
+"""gunicorn settings for one engine: ``gunicorn -c python:oxillama_torch.server.gunicorn_conf ...``.
+
+One worker process, because each would load its own copy of the model; one thread per request in
+progress. CUDA is touched only after the fork.
+"""
+
+from __future__ import annotations
+
+from oxillama_torch.config import ServerConfig, from_environment
+
+_config = from_environment(ServerConfig())
+
+bind = f"{_config.host}:{_config.port}"
+workers = 1
+worker_class = "gthread"
+# Spare threads keep /health answering while every stream is taken.
+threads = _config.max_streams + 16
+worker_connections = 4 * threads
+# Loading a model may take minutes, and a hung GPU does not stop the thread that this would watch.
+timeout = 0
+graceful_timeout = 10
+keepalive = 30
+preload_app = False
+# It would let anything running as this user stop the server, unannounced.
+control_socket_disable = True
+
+
+def on_starting(server) -> None:
+    """Refuse settings that would lose requests or load the model several times."""
+    cfg = server.cfg
+    problems = {
+        "workers must be 1: every worker would load the model": cfg.workers != 1,
+        "preload_app must be off: CUDA does not survive a fork": cfg.preload_app,
+        "max_requests must be 0: a restart cuts every stream": cfg.max_requests > 0,
+    }
+    for message, wrong in problems.items():
+        if wrong:
+            raise SystemExit(f"error: {message}")
+
+
+def worker_exit(server, worker) -> None:
+    """Stop the batching thread and the template worker with the process."""
+    app = getattr(worker, "wsgi", None)
+    if app is not None and hasattr(app, "extensions"):
+        app.extensions["disconnect_watcher"].close()
+        app.extensions["service"].close()

@@ -1,0 +1,192 @@
+"""From engine events to text: everything a route needs to answer, streaming or not.
+
+One ``Generation`` serves one HTTP request: it submits one engine request per choice, merges their
+events, turns ids into text, applies stop strings and cancels what is left when the caller goes.
+"""
+
+from __future__ import annotations
+
+import queue
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from oxillama_torch.engine.request import (
+    ErrorEvent,
+    Event,
+    FinishEvent,
+    GenerationRequest,
+    PromptEvent,
+    RequestHandle,
+    TokenEvent,
+    TokenLogprobs,
+)
+from oxillama_torch.errors import EngineError, RequestError
+from oxillama_torch.sampling.params import MAX_SEED, SamplingParams
+from oxillama_torch.server.service import Service
+from oxillama_torch.tokenizer.text_stream import TextStream
+
+__all__ = ["Choice", "ClientGone", "Finished", "Generation", "Piece", "Ping", "Started"]
+
+
+class ClientGone(Exception):  # noqa: N818 (no error of ours: nobody is left to be told)
+    """The client has left; whatever is returned goes nowhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The prompt of a choice has been read."""
+
+    index: int
+    prompt_tokens: int
+    cached_tokens: int
+    logprobs: tuple[TokenLogprobs | None, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One token and the text that became certain with it (may be empty)."""
+
+    index: int
+    text: str
+    token_id: int | None
+    logprobs: TokenLogprobs | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of a choice."""
+
+    index: int
+    reason: str
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Nothing happened for a while."""
+
+
+Output = Started | Piece | Finished | Ping
+
+
+@dataclass(slots=True)
+class Choice:
+    """One continuation in the making."""
+
+    handle: RequestHandle
+    text: TextStream
+    completion_tokens: int = 0
+    finished: bool = False
+
+
+class Generation:
+    """The engine requests of one HTTP request.
+
+    Args:
+        service: engine and tokenizer.
+        prompts: token ids; ``params.n`` choices each, choice index = prompt * n + k.
+        params: sampling parameters; choice k draws with ``seed + k``.
+        deadline: ``time.monotonic()`` after which choices end, or None.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        deadline: float | None = None,
+    ) -> None:
+        self._service = service
+        self._queue: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
+        self._gone = False
+        self.choices: list[Choice] = []
+        self.seed = params.seed if params.seed is not None else secrets.randbelow(MAX_SEED)
+        try:
+            for prompt in prompts:
+                for k in range(params.n):
+                    self._submit(tuple(prompt), _nth(params, self.seed, k), deadline)
+        except BaseException:
+            self.cancel()
+            raise
+
+    def _submit(
+        self, prompt: tuple[int, ...], params: SamplingParams, deadline: float | None
+    ) -> None:
+        index = len(self.choices)
+        request = GenerationRequest(prompt_token_ids=prompt, params=params, deadline=deadline)
+        handle = self._service.engine.submit(
+            request, sink=lambda _, event: self._queue.put((index, event))
+        )
+        self.choices.append(Choice(handle, TextStream(self._service.tokenizer, params.stop)))
+
+    def cancel(self) -> None:
+        """Drop every choice that is not finished; idempotent, callable from any thread."""
+        for choice in self.choices:
+            if not choice.finished:
+                choice.handle.cancel()
+
+    def client_gone(self) -> None:
+        """As cancel, and the reading thread gets ClientGone."""
+        self._gone = True
+        self.cancel()
+
+    def outputs(self, ping_interval_s: float | None = None) -> Iterator[Output]:
+        """All outputs of all choices as they come, with a Ping after each silent interval.
+
+        Raises:
+            the error of a choice that failed (after cancelling the others); ClientGone.
+        """
+        unfinished = len(self.choices)
+        try:
+            while unfinished:
+                try:
+                    index, event = self._queue.get(timeout=ping_interval_s)
+                except queue.Empty:
+                    yield Ping()
+                    continue
+                for output in self._convert(index, event):
+                    yield output
+                    unfinished -= isinstance(output, Finished)
+        finally:
+            self.cancel()
+
+    def _convert(self, index: int, event: Event) -> Iterator[Output]:
+        choice = self.choices[index]
+        if choice.finished:
+            return
+        if isinstance(event, PromptEvent):
+            yield Started(index, event.prompt_tokens, event.cached_tokens, event.logprobs)
+        elif isinstance(event, TokenEvent):
+            choice.completion_tokens += 1
+            text = choice.text.push(event.token_id)
+            stopped = choice.text.finished is not None
+            yield Piece(index, text, event.token_id, event.logprobs)
+            if stopped:
+                choice.handle.cancel()
+                yield self._finish(index, "stop")
+        elif isinstance(event, FinishEvent):
+            yield from self._end(index, event)
+        elif isinstance(event, ErrorEvent):
+            choice.finished = True
+            raise event.error
+
+    def _end(self, index: int, event: FinishEvent) -> Iterator[Output]:
+        if event.reason == "cancelled":
+            raise ClientGone if self._gone else EngineError("the request was cancelled")
+        if event.reason == "deadline":
+            raise RequestError("the request took too long", status=408, code="timeout", param=None)
+        tail = self.choices[index].text.flush()
+        if tail:
+            yield Piece(index, tail, None, None)
+        yield self._finish(index, event.reason)
+
+    def _finish(self, index: int, reason: str) -> Finished:
+        choice = self.choices[index]
+        choice.finished = True
+        return Finished(index, reason, choice.completion_tokens)
+
+
+def _nth(params: SamplingParams, seed: int, k: int) -> SamplingParams:
+    """Parameters of choice k: streams of different choices must not repeat each other."""
+    return replace(params, n=1, seed=(seed + k) % MAX_SEED)

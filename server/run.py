@@ -1,0 +1,92 @@
+"""``oxillama serve``: gunicorn with our settings, started from Python."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from pathlib import Path
+
+from flask import Flask
+from gunicorn.app.base import BaseApplication
+
+from oxillama_torch.config import EngineConfig, ServerConfig
+from oxillama_torch.errors import OxiLlamaError
+from oxillama_torch.llm import LLM
+from oxillama_torch.server import gunicorn_conf
+from oxillama_torch.server.app import create_app
+
+__all__ = ["serve"]
+
+_HOOKS = ("on_starting", "worker_exit")
+_SETTINGS = (
+    "worker_class",
+    "workers",
+    "timeout",
+    "graceful_timeout",
+    "keepalive",
+    "preload_app",
+    "control_socket_disable",
+    *_HOOKS,
+)
+# gunicorn's own code for "do not start another worker".
+_BOOT_FAILED = 3
+
+
+class _Application(BaseApplication):
+    """Loads the model in the worker, after the fork."""
+
+    def __init__(self, server: ServerConfig, engine: EngineConfig) -> None:
+        self._server, self._engine = server, engine
+        super().__init__()
+
+    def load_config(self) -> None:
+        for name in _SETTINGS:
+            self.cfg.set(name, getattr(gunicorn_conf, name))
+        self.cfg.set("bind", f"{self._server.host}:{self._server.port}")
+        self.cfg.set("threads", self._server.max_streams + 16)
+        self.cfg.set("worker_connections", 4 * (self._server.max_streams + 16))
+        self.cfg.set("loglevel", "warning")
+
+    def load(self) -> Flask:
+        try:
+            llm = LLM.from_config(self._engine)
+            app = create_app(self._server, llm)
+        except (OxiLlamaError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(_BOOT_FAILED) from None
+        _announce(self._server, llm, app.extensions["service"].model_id)
+        return app
+
+
+def serve(server: ServerConfig, engine: EngineConfig) -> None:
+    """Serve until interrupted.
+
+    Raises:
+        OSError: the address is taken or not ours.
+    """
+    _check_address(server.host, server.port)
+    _Application(server, engine).run()
+
+
+def _check_address(host: str, port: int) -> None:
+    """gunicorn would retry for seconds and end without naming the cause."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
+
+
+def _announce(server: ServerConfig, llm: LLM, model_id: str) -> None:
+    url = f"http://{server.host}:{server.port}"
+    body = json.dumps(
+        {
+            "model": model_id,
+            "messages": [{"role": "user", "content": "What does `textwrap.dedent` do?"}],
+        }
+    )
+    path = Path(llm.config.model_path).name
+    print(f"serving {model_id} ({path}; {llm.describe()}) on {url}")
+    print("try:")
+    print(f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")
+    print("stop with Ctrl-C", flush=True)

@@ -1,0 +1,94 @@
+"""Body of ``POST /v1/chat/completions``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from oxillama_torch.errors import RequestError
+from oxillama_torch.sampling.params import SamplingParams
+from oxillama_torch.server.schemas.common import GenerationBody, StrictModel
+
+__all__ = ["ChatBody"]
+
+
+class TextPart(StrictModel):
+    type: Literal["text", "refusal"]
+    text: str | None = None
+    refusal: str | None = None
+
+    def value(self) -> str:
+        return (self.text if self.type == "text" else self.refusal) or ""
+
+
+class FunctionCall(StrictModel):
+    name: str
+    arguments: str
+
+
+class ToolCall(StrictModel):
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
+class Message(StrictModel):
+    role: Literal["developer", "system", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+
+    def for_template(self) -> dict[str, Any]:
+        """The message as chat templates know it: text content, ``developer`` as ``system``."""
+        text = self.content
+        if isinstance(text, list):
+            text = "".join(part.value() for part in text)
+        message: dict[str, Any] = {
+            "role": "system" if self.role == "developer" else self.role,
+            "content": text or "",
+        }
+        if self.tool_calls:
+            message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        if self.name is not None:
+            message["name"] = self.name
+        return message
+
+
+class ChatBody(GenerationBody):
+    REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "audio": (),
+        "functions": ([],),
+        "function_call": ("none",),
+        "grammar": (),
+        "json_schema": (),
+        "lora": ([],),
+        "modalities": (["text"],),
+        "prediction": (),
+        "response_format": ({"type": "text"},),
+        "store": (False,),
+        "tools": ([],),
+        "tool_choice": ("none",),
+        "web_search_options": (),
+    }
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    def sampling_params(self, vocab_size: int) -> SamplingParams:
+        """Sampling parameters; without a limit the answer may fill the context."""
+        if self.top_logprobs is not None and not self.logprobs:
+            raise RequestError("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
+        limit = self.max_completion_tokens
+        return SamplingParams(
+            max_tokens=self.max_tokens if limit is None else limit,
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            **self.base_params(vocab_size),
+        )

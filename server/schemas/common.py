@@ -1,0 +1,111 @@
+"""What chat and text completions share: strict types, sampling fields, refused fields."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from oxillama_torch.errors import RequestError
+
+__all__ = ["GenerationBody", "StreamOptions", "StrictModel"]
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class StrictModel(BaseModel):
+    """No coercion: ``"1"`` is no number and ``1.5`` no integer. Unknown fields are kept aside."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class StreamOptions(StrictModel):
+    include_usage: bool = False
+
+
+class GenerationBody(StrictModel):
+    """Fields of ``/v1/completions`` and ``/v1/chat/completions`` with one meaning in both.
+
+    ``top_k`` to ``ignore_eos`` are the usual extensions of local servers.
+    """
+
+    # Fields that would change the answer and are not served: refused, never ignored.
+    REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
+    model: str
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    presence_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[str, Annotated[Finite, Field(ge=-100, le=100)]] | None = None
+    user: str | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    min_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[Finite, Field(gt=0)] | None = None
+    stop_token_ids: list[int] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    ignore_eos: bool = False
+
+    def ignored_fields(self) -> list[str]:
+        """Names of fields that nothing reads; refuses those that would change the answer."""
+        ignored = []
+        for name, value in (self.model_extra or {}).items():
+            if name not in self.REFUSED:
+                ignored.append(name)
+            elif value not in (None, *self.REFUSED[name]):
+                raise RequestError(
+                    f"{name!r} is not supported by this server.",
+                    code="unsupported_parameter",
+                    param=name,
+                )
+        return sorted(ignored)
+
+    def base_params(self, vocab_size: int) -> dict[str, Any]:
+        """Keyword arguments of SamplingParams for the shared fields."""
+        given = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "n": self.n,
+            "seed": self.seed,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "min_tokens": self.min_tokens,
+            "ignore_eos": self.ignore_eos,
+            "stop": self._stop(),
+            "stop_token_ids": tuple(self.stop_token_ids or ()),
+            "logit_bias": self._logit_bias(vocab_size),
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    def _stop(self) -> tuple[str, ...]:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        if len(stop) > 16:
+            raise RequestError("at most 16 stop strings", param="stop")
+        return stop
+
+    def _logit_bias(self, vocab_size: int) -> dict[int, float]:
+        biases = {}
+        for key, value in (self.logit_bias or {}).items():
+            if not key.isdecimal() or int(key) >= vocab_size:
+                raise RequestError(
+                    f"{key!r} is no token id below {vocab_size}", param=f"logit_bias.{key}"
+                )
+            # OpenAI's -100 means "never": make it exact.
+            biases[int(key)] = float("-inf") if value <= -100 else value
+        return biases
+
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a usage chunk."""
+        if self.stream_options is not None and not self.stream:
+            raise RequestError(
+                "'stream_options' is only allowed when 'stream' is true.", param="stream_options"
+            )
+        return bool(self.stream_options and self.stream_options.include_usage)

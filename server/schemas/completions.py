@@ -1,0 +1,64 @@
+"""Body of ``POST /v1/completions``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from oxillama_torch.errors import RequestError
+from oxillama_torch.sampling.params import SamplingParams
+from oxillama_torch.server.schemas.common import GenerationBody
+from oxillama_torch.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["CompletionBody"]
+
+TokenIds = list[int]
+
+
+class CompletionBody(GenerationBody):
+    REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "best_of": (1,),
+        "grammar": (),
+        "json_schema": (),
+        "lora": ([],),
+        "response_format": ({"type": "text"},),
+        "suffix": ("",),
+    }
+
+    prompt: str | list[str] | TokenIds | list[TokenIds]
+    echo: bool = False
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = 16
+
+    def prompts(self, tokenizer: Tokenizer) -> list[list[int]]:
+        """Token ids of each prompt. Token arrays are used verbatim, without a BOS token."""
+        prompt = self.prompt
+        if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
+            prompt = [prompt]
+        prompts = []
+        for index, item in enumerate(prompt):
+            ids = tokenizer.encode(item) if isinstance(item, str) else item
+            self._check_ids(ids, index, tokenizer.vocab_size)
+            prompts.append(ids)
+        if not prompts:
+            raise RequestError("'prompt' must not be empty.", param="prompt")
+        return prompts
+
+    @staticmethod
+    def _check_ids(ids: list[int], index: int, vocab_size: int) -> None:
+        if not ids:
+            raise RequestError("a prompt must have at least one token.", param=f"prompt[{index}]")
+        if not all(0 <= token_id < vocab_size for token_id in ids):
+            raise RequestError(
+                f"token ids must be between 0 and {vocab_size - 1}", param=f"prompt[{index}]"
+            )
+
+    def sampling_params(self, vocab_size: int) -> SamplingParams:
+        """Sampling parameters; ``echo`` with ``logprobs`` asks for the prompt's too."""
+        return SamplingParams(
+            max_tokens=self.max_tokens,
+            logprobs=self.logprobs,
+            prompt_logprobs=self.logprobs if self.echo else None,
+            **self.base_params(vocab_size),
+        )

@@ -1,0 +1,75 @@
+"""What the routes serve: one engine with its tokenizer, chat template and name."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from oxillama_torch.config import ServerConfig
+from oxillama_torch.engine.request import GenerationRequest, RequestHandle
+from oxillama_torch.errors import RequestError
+from oxillama_torch.llm import LLM
+from oxillama_torch.tokenizer.chat_template import ChatTemplate
+from oxillama_torch.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["EnginePort", "Service"]
+
+
+class EnginePort(Protocol):
+    """The engine as the server sees it (``engine.thread.EngineThread``, or a fake in tests)."""
+
+    alive: bool
+    max_context: int
+
+    def submit(self, request: GenerationRequest, sink=None) -> RequestHandle: ...
+    def stats(self) -> dict: ...
+    def stop(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Service:
+    """A model being served.
+
+    Args:
+        model_id: its name in ``/v1/models`` and in answers.
+        fingerprint: build, model, numerics, kernels and device; equal outputs are promised for
+            equal fingerprints only.
+        template: None when the file has no chat template.
+    """
+
+    model_id: str
+    engine: EnginePort
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    config: ServerConfig
+    fingerprint: str
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    def from_llm(cls, llm: LLM, config: ServerConfig) -> Service:
+        """Serve what ``llm`` has loaded, through the same batching thread."""
+        return cls(
+            model_id=config.model_alias or llm.name,
+            engine=llm.engine,
+            tokenizer=llm.tokenizer,
+            template=llm.chat_template,
+            config=config,
+            fingerprint=llm.fingerprint,
+        )
+
+    def require_model(self, name: str) -> None:
+        """Refuse requests for another model than the one that is served."""
+        if name != self.model_id:
+            raise RequestError(
+                f"The model {name!r} does not exist; this server has {self.model_id!r}.",
+                status=404,
+                code="model_not_found",
+                param="model",
+            )
+
+    def close(self) -> None:
+        """Stop the engine thread and the template worker."""
+        self.engine.stop()
+        if self.template is not None:
+            self.template.close()
