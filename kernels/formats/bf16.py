@@ -6,14 +6,13 @@ Shapes: see ``base.py``; the one plane ``w`` is bfloat16 [N, K].
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 
 from oxillama_torch.gguf.types import GGMLType
 from oxillama_torch.kernels.formats.plain import plain_format
+from oxillama_torch.kernels.formats.tile import jit, tl
 
 
-@triton.jit
+@jit
 def decode_tile(
     p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,

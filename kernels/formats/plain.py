@@ -8,12 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from oxillama_torch.gguf.types import GGMLType
 from oxillama_torch.kernels.formats.base import Format
+from oxillama_torch.kernels.formats.tile import jit, tl
 
 __all__ = ["plain_format"]
 
@@ -26,7 +25,7 @@ def _decode(out: Tensor, w: Tensor) -> None:
     out.copy_(w)
 
 
-@triton.jit
+@jit
 def decode_tile(
     p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,

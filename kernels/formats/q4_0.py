@@ -9,13 +9,12 @@ Shapes: see ``base.py``. Planes per block: qs uint8 [16], d float16 [1].
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from oxillama_torch.gguf.types import GGMLType
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.formats.bits import float16_at, join_bytes
+from oxillama_torch.kernels.formats.tile import jit, tl
 
 
 def split(blocks: Tensor) -> dict[str, Tensor]:
@@ -32,7 +31,7 @@ def decode(out: Tensor, qs: Tensor, d: Tensor) -> None:
     out.sub_(8).mul_(d.float())
 
 
-@triton.jit
+@jit
 def decode_tile(
     p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,

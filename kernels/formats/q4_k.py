@@ -12,8 +12,6 @@ dm float16 [2] (d, dmin).
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from oxillama_torch.gguf.types import GGMLType
@@ -24,6 +22,7 @@ from oxillama_torch.kernels.formats.bits import (
     join_scales6,
     split_scales6,
 )
+from oxillama_torch.kernels.formats.tile import jit, tl
 
 
 def split(blocks: Tensor) -> dict[str, Tensor]:
@@ -48,7 +47,7 @@ def decode(out: Tensor, qs: Tensor, scales: Tensor, dm: Tensor) -> None:
     groups.mul_(factors[..., 0, :, None]).sub_(factors[..., 1, :, None])
 
 
-@triton.jit
+@jit
 def decode_tile(
     p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,

@@ -15,13 +15,12 @@ d float16 [1].
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from oxillama_torch.gguf.types import GGMLType
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.formats.bits import float16_at, join_bytes
+from oxillama_torch.kernels.formats.tile import jit, tl
 
 
 def split(blocks: Tensor) -> dict[str, Tensor]:
@@ -49,7 +48,7 @@ def decode(out: Tensor, ql: Tensor, qh: Tensor, scales: Tensor, d: Tensor) -> No
     out.unflatten(-1, (16, 16)).mul_((d.float() * scales).unsqueeze(-1))
 
 
-@triton.jit
+@jit
 def decode_tile(
     p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
