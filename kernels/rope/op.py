@@ -1,0 +1,158 @@
+"""Launcher of rotary embedding and KV store: rotate q and k, write k and v into their pages.
+
+Shapes: T tokens, Hq query heads, Hkv key/value heads, D key head dim, Dv value head dim, P pages
+of S slots each. A slot is page * S + offset.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from oxillama_torch.kernels import registry
+
+__all__ = ["STYLES", "rope_store_kv"]
+
+STYLES = ("norm", "neox")
+
+registry.declare(
+    "rope_store_kv",
+    "oxillama_torch.kernels.rope.reference",
+)
+
+
+def rope_store_kv(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    positions: torch.Tensor,
+    inv_freq: torch.Tensor,
+    mscale: float,
+    style: str,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    *,
+    q_norm: torch.Tensor | None = None,
+    k_norm: torch.Tensor | None = None,
+    norm_eps: float = 1e-6,
+    numerics: str = "invariant",
+) -> torch.Tensor:
+    """Rotate pairs (a, b) by ``angle = position * inv_freq``: ``(a cos - b sin, b cos + a sin)``.
+
+    Cosine and sine are multiplied by ``mscale``. Only the first ``2 * len(inv_freq)`` dims of a
+    head are rotated; with an empty ``inv_freq`` nothing is. Angles and rotation are float32.
+
+    Args:
+        q: float32, bfloat16 or float16 [T, Hq, D].
+        k, v: [T, Hkv, D] and [T, Hkv, Dv] in q's dtype. Heads of q, k and v must be contiguous;
+            tokens may be strided (slices of one fused projection).
+        positions: int64 [T], absolute.
+        inv_freq: float32 [rope_dim / 2], radians per position.
+        mscale: yarn's attention factor, 1.0 otherwise.
+        style: ``"norm"`` pairs (2i, 2i+1), ``"neox"`` pairs (i, i + rope_dim / 2).
+        k_pages, v_pages: [P, S, Hkv, D] and [P, S, Hkv, Dv], contiguous; written in their dtype.
+        slot_mapping: int64 [T]; -1: do not store this token.
+        q_norm, k_norm: float32 [D]: RMSNorm of each head before the rotation (qk-norm).
+        norm_eps: of that norm.
+        numerics: ``"invariant"`` or ``"fast"``.
+
+    Returns:
+        Rotated q, contiguous [T, Hq, D] in q's dtype. ``k_pages`` and ``v_pages`` change in place.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or strides do not fit, or the style is unknown.
+
+    Source: Su et al., RoFormer, arXiv 2104.09864; mscale: Peng et al., YaRN, arXiv 2309.00071.
+    """
+    if style not in STYLES:
+        raise ValueError(f"rope style {style!r}: one of {', '.join(STYLES)} is wanted")
+    _check_heads(q, k, v)
+    _check_tokens(q, positions, slot_mapping)
+    _check_pages(k, v, k_pages, v_pages)
+    _check_tables(q, inv_freq, q_norm, k_norm)
+    if q.shape[0] == 0:
+        return q.new_empty(q.shape)
+    call = registry.Call(q.device.type, q.dtype, numerics, m=q.shape[0])
+    return registry.select("rope_store_kv", call).function(
+        q,
+        k,
+        v,
+        positions,
+        inv_freq,
+        mscale,
+        style,
+        k_pages,
+        v_pages,
+        slot_mapping,
+        q_norm=q_norm,
+        k_norm=k_norm,
+        norm_eps=norm_eps,
+    )
+
+
+def _check_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    if q.ndim != 3 or k.ndim != 3 or v.ndim != 3:
+        raise ValueError(
+            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: [T, heads, dim] is wanted"
+        )
+    tokens, _, dim = q.shape
+    if k.shape[0] != tokens or k.shape[2] != dim or v.shape[:2] != k.shape[:2]:
+        raise ValueError(
+            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: k must be "
+            f"[{tokens}, Hkv, {dim}] and v [{tokens}, Hkv, Dv]"
+        )
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.dtype != q.dtype or x.device != q.device:
+            raise ValueError(f"{name} is {x.dtype} on {x.device}: q's {q.dtype} on {q.device}")
+        if x.stride(2) != 1 or x.stride(1) != x.shape[2]:
+            raise ValueError(f"{name} has strides {x.stride()}: a token's heads must be contiguous")
+
+
+def _check_tokens(q: torch.Tensor, positions: torch.Tensor, slot_mapping: torch.Tensor) -> None:
+    for name, x in (("positions", positions), ("slot_mapping", slot_mapping)):
+        if tuple(x.shape) != (q.shape[0],) or x.dtype != torch.int64 or not x.is_contiguous():
+            raise ValueError(
+                f"{name} is {x.dtype} {tuple(x.shape)}: int64 [{q.shape[0]}] is wanted"
+            )
+        if x.device != q.device:
+            raise ValueError(f"{name} is on {x.device}: {q.device} is wanted")
+
+
+def _check_pages(
+    k: torch.Tensor, v: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor
+) -> None:
+    for name, pages, x in (("k_pages", k_pages, k), ("v_pages", v_pages, v)):
+        if pages.ndim != 4 or pages.shape[2:] != x.shape[1:] or not pages.is_contiguous():
+            raise ValueError(
+                f"{name} is {tuple(pages.shape)}: contiguous [P, S, {x.shape[1]}, {x.shape[2]}] "
+                "is wanted"
+            )
+        if pages.device != x.device:
+            raise ValueError(f"{name} is on {pages.device}: {x.device} is wanted")
+    if k_pages.shape[:2] != v_pages.shape[:2]:
+        raise ValueError(
+            f"k_pages {tuple(k_pages.shape)} and v_pages {tuple(v_pages.shape)}: P and S must agree"
+        )
+
+
+def _check_tables(
+    q: torch.Tensor,
+    inv_freq: torch.Tensor,
+    q_norm: torch.Tensor | None,
+    k_norm: torch.Tensor | None,
+) -> None:
+    dim = q.shape[2]
+    if inv_freq.ndim != 1 or inv_freq.dtype != torch.float32 or 2 * inv_freq.shape[0] > dim:
+        raise ValueError(
+            f"inv_freq is {inv_freq.dtype} {tuple(inv_freq.shape)}: float32 [n], n <= {dim // 2}"
+        )
+    tables = [("inv_freq", inv_freq)]
+    for name, weight in (("q_norm", q_norm), ("k_norm", k_norm)):
+        if weight is None:
+            continue
+        if tuple(weight.shape) != (dim,) or weight.dtype != torch.float32:
+            raise ValueError(f"{name} is {weight.dtype} {tuple(weight.shape)}: float32 [{dim}]")
+        tables.append((name, weight))
+    for name, table in tables:
+        if table.device != q.device or not table.is_contiguous():
+            raise ValueError(f"{name} is on {table.device}: contiguous on {q.device} is wanted")
