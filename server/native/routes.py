@@ -1,4 +1,4 @@
-"""Unprefixed routes: ``/health``, ``/tokenize``, ``/detokenize``, ``/tokenizer_info``."""
+"""Unprefixed routes: health, statistics, tokenizing."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ def blueprint(service: Service) -> Blueprint:
         if not service.engine.alive:
             return jsonify({"status": "error", "version": __version__}), 503
         return jsonify({"status": "ok", "version": __version__}), 200
+
+    @routes.get("/stats")
+    def stats() -> Response:
+        return jsonify(service.engine.stats())
 
     @routes.post("/tokenize")
     def tokenize() -> Response:

@@ -1,0 +1,38 @@
+"""The demo model behind the app, once per run."""
+
+import pytest
+
+from oxillama_torch.config import ServerConfig
+from oxillama_torch.llm import LLM
+from oxillama_torch.server.app import create_app
+
+
+@pytest.fixture(scope="session")
+def llm():
+    with LLM(max_batch_size=32, device="cpu") as llm:
+        yield llm
+
+
+@pytest.fixture
+def make_app(llm):
+    """Apps over the shared engine, each with its own settings."""
+    apps = []
+
+    def make(**settings):
+        app = create_app(ServerConfig(**settings), llm)
+        apps.append(app)
+        return app
+
+    yield make
+    for app in apps:
+        app.extensions["disconnect_watcher"].close()
+
+
+@pytest.fixture
+def client(make_app):
+    return make_app().test_client()
+
+
+@pytest.fixture
+def model_id(client):
+    return client.get("/v1/models").get_json()["data"][0]["id"]

@@ -1,0 +1,152 @@
+"""The whole way: a real server process, real sockets, the openai SDK.
+
+Oracle: the SDK's own parsing, and ``LLM.chat`` for the text.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import openai
+import pytest
+
+from oxillama_torch.sampling.params import SamplingParams
+
+QUESTION = [{"role": "user", "content": "What does `textwrap.dedent` do?"}]
+
+
+def _free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def server():
+    port = _free_port()
+    command = [sys.executable, "-m", "oxillama_torch.cli", "serve", "--port", str(port)]
+    command += ["--device", "cpu", "--max-streams", "40"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    url = f"http://127.0.0.1:{port}"
+    _wait_until_ready(process, url)
+    yield url
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 0
+    output = process.stdout.read()
+    process.stdout.close()
+    assert f"on {url}" in output
+    assert "curl" in output
+    assert "Traceback" not in output
+
+
+def _wait_until_ready(process, url):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.stdout.read()
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=2) as response:
+                assert json.load(response)["status"] == "ok"
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError("the server did not become ready")
+
+
+@pytest.fixture
+def sdk(server):
+    with openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def _stats(server, name):
+    with urllib.request.urlopen(f"{server}/stats", timeout=5) as response:
+        return json.load(response)[name]
+
+
+def test_sdk_chats(sdk, llm):
+    model = sdk.models.list().data[0].id
+    answer = sdk.chat.completions.create(
+        model=model, messages=QUESTION, temperature=0, max_tokens=30
+    )
+    expected = llm.chat(QUESTION, SamplingParams(temperature=0, max_tokens=30))
+    assert answer.choices[0].message.content == expected.text
+
+
+def test_sdk_streams(sdk, llm):
+    model = sdk.models.list().data[0].id
+    stream = sdk.chat.completions.create(
+        model=model, messages=QUESTION, temperature=0, max_tokens=30, stream=True
+    )
+    text = "".join(c.choices[0].delta.content or "" for c in stream if c.choices)
+    expected = llm.chat(QUESTION, SamplingParams(temperature=0, max_tokens=30))
+    assert text == expected.text
+
+
+def test_sdk_sees_typed_errors(sdk):
+    with pytest.raises(openai.NotFoundError):
+        sdk.chat.completions.create(model="nope", messages=QUESTION)
+    model = sdk.models.list().data[0].id
+    with pytest.raises(openai.BadRequestError) as error:
+        sdk.completions.create(model=model, prompt="x " * 5000)
+    assert error.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_client_that_leaves_frees_its_pages(server, sdk, stream):
+    model = sdk.models.list().data[0].id
+    body = json.dumps(
+        {"model": model, "prompt": "x", "max_tokens": 900, "ignore_eos": True, "stream": stream}
+    ).encode()
+    host, port = server.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as sock:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        sock.sendall(head.encode() + body)
+        _wait_for(lambda: _stats(server, "running") == 1)
+    _wait_for(lambda: _stats(server, "running") == 0)
+
+
+def _wait_for(condition, timeout_s=5.0):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.01)
+
+
+def test_truncated_body_is_400(server):
+    host, port = server.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as sock:
+        sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{}")
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(100).startswith(b"HTTP/1.1 400")
+
+
+def test_second_server_on_the_port_says_so(server):
+    port = server.rsplit(":", 1)[1]
+    result = subprocess.run(
+        [sys.executable, "-m", "oxillama_torch.cli", "serve", "--port", port],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert result.returncode == 5
+    assert result.stderr.count("\n") == 1
+    assert port in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "code"), [(None, 2), (b"", 6), (b"GGUF", 6), (b"not a model" * 10, 6)]
+)
+def test_bad_file_ends_with_one_line(tmp_path, content, code):
+    path = tmp_path / "bad.gguf"
+    if content is not None:
+        path.write_bytes(content)
+    result = subprocess.run(
+        [sys.executable, "-m", "oxillama_torch.cli", "serve", "--model", str(path)],
+        capture_output=True, text=True, timeout=60, env={**os.environ, "NO_COLOR": "1"},
+    )  # fmt: skip
+    assert result.returncode == code, result.stderr
+    assert result.stderr.count("\n") == 1
+    assert str(path) in result.stderr
