@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["float16_at", "join_bytes", "join_scales6", "split_scales6"]
+__all__ = ["bit_planes", "float16_at", "join_bytes", "join_scales6", "split_scales6"]
 
 
 def float16_at(blocks: Tensor, start: int, count: int = 1) -> Tensor:
@@ -19,6 +19,12 @@ def float16_at(blocks: Tensor, start: int, count: int = 1) -> Tensor:
 def join_bytes(*fields: Tensor) -> Tensor:
     """Blocks uint8 [..., block_bytes] from fields of any dtype in the order of the struct."""
     return torch.cat([f.contiguous().view(torch.uint8) for f in fields], dim=-1)
+
+
+def bit_planes(packed: Tensor, value: int) -> Tensor:
+    """uint8 [..., n] -> [..., 8 n]: ``value`` where bit j % 8 of byte j // 8 is set, else 0."""
+    mask = 1 << torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return packed.unsqueeze(-1).bitwise_and(mask).ne_(0).mul_(value).flatten(-2)
 
 
 def split_scales6(packed: Tensor) -> Tensor:

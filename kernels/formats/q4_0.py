@@ -38,15 +38,13 @@ def decode_tile(
 ):  # fmt: skip
     """Planes: qs, d."""
     block = k0 // 32 + tl.arange(0, BLOCK_K // 32)
-    half = tl.arange(0, 2)
-    byte = block[:, None, None] * 16 + tl.arange(0, 16)[None, None, :] + 0 * half[None, :, None]
+    j = tl.arange(0, 32)
     mask = row_mask[:, None]
     d = tl.load(p1 + rows[:, None] * s1 + block[None, :], mask=mask, other=0.0).to(tl.float32)
-    qs = tl.load(
-        p0 + rows[:, None, None, None] * s0 + byte[None], mask=mask[:, :, None, None], other=0
-    )
-    q = ((qs >> (half * 4)[None, None, :, None]) & 15) - 8
-    w = q.to(tl.float32) * d[:, :, None, None]
+    byte = (block * 16)[:, None] + (j % 16)[None, :]
+    qs = tl.load(p0 + rows[:, None, None] * s0 + byte[None], mask=mask[:, :, None], other=0)
+    q = ((qs >> (j // 16 * 4)[None, None, :]) & 15) - 8
+    w = q.to(tl.float32) * d[:, :, None]
     return w.reshape(BLOCK_N, BLOCK_K)
 
 

@@ -41,10 +41,27 @@ def decode(out: Tensor, qs: Tensor, scales: Tensor, dm: Tensor) -> None:
     pairs, qs = out.unflatten(-1, (4, 2, 32)), qs.unflatten(-1, (4, 32))
     pairs[..., 0, :].copy_(qs & 15)
     pairs[..., 1, :].copy_(qs >> 4)
-    # [..., 2, 8]: d * sc and dmin * m
+    apply_scales(out, scales, dm)
+
+
+def apply_scales(out: Tensor, scales: Tensor, dm: Tensor) -> None:
+    """``out = (d*sc) * out - dmin*m`` per group of 32, for Q4_K and Q5_K."""
     factors = dm.float().unsqueeze(-1) * scales.unflatten(-1, (2, 8))
     groups = out.unflatten(-1, (8, 32))
     groups.mul_(factors[..., 0, :, None]).sub_(factors[..., 1, :, None])
+
+
+@jit
+def scales_tile(p_scales, p_dm, s_scales, s_dm, rows, row_mask, group):
+    """``d*sc`` and ``dmin*m`` of a tile: two float32 [BLOCK_N, groups]; ``group`` is int32."""
+    mask = row_mask[:, None]
+    scale_at = p_scales + rows[:, None] * s_scales + (group // 8 * 16 + group % 8)[None, :]
+    dm_at = p_dm + rows[:, None] * s_dm + (group // 8 * 2)[None, :]
+    d = tl.load(dm_at, mask=mask, other=0.0).to(tl.float32)
+    dmin = tl.load(dm_at + 1, mask=mask, other=0.0).to(tl.float32)
+    d *= tl.load(scale_at, mask=mask, other=0).to(tl.float32)
+    dmin *= tl.load(scale_at + 8, mask=mask, other=0).to(tl.float32)
+    return d, dmin
 
 
 @jit
@@ -54,15 +71,10 @@ def decode_tile(
 ):  # fmt: skip
     """Planes: qs, scales, dm."""
     group = k0 // 32 + tl.arange(0, BLOCK_K // 32)
-    mask = row_mask[:, None]
-    scale_at = p1 + rows[:, None] * s1 + (group // 8 * 16 + group % 8)[None, :]
-    dm_at = p2 + rows[:, None] * s2 + (group // 8 * 2)[None, :]
-    d = tl.load(dm_at, mask=mask, other=0.0).to(tl.float32)
-    dmin = tl.load(dm_at + 1, mask=mask, other=0.0).to(tl.float32)
-    d *= tl.load(scale_at, mask=mask, other=0).to(tl.float32)
-    dmin *= tl.load(scale_at + 8, mask=mask, other=0).to(tl.float32)
+    d, dmin = scales_tile(p1, p2, s1, s2, rows, row_mask, group)
     byte = (group // 2 * 32)[:, None] + tl.arange(0, 32)[None, :]
-    qs = tl.load(p0 + rows[:, None, None] * s0 + byte[None], mask=mask[:, :, None], other=0)
+    mask = row_mask[:, None, None]
+    qs = tl.load(p0 + rows[:, None, None] * s0 + byte[None], mask=mask, other=0)
     q = (qs >> (group % 2 * 4)[None, :, None]) & 15
     w = q.to(tl.float32) * d[:, :, None] - dmin[:, :, None]
     return w.reshape(BLOCK_N, BLOCK_K)

@@ -14,7 +14,9 @@ from oxillama_torch.gguf.types import TYPE_SIZES, GGMLType
 __all__ = ["ENCODABLE", "write_gguf"]
 
 # Types that gguf-py can encode from floats; of the others it takes finished blocks.
-ENCODABLE = frozenset("F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 TQ1_0 TQ2_0 MXFP4".split())
+ENCODABLE = frozenset(
+    ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4"]
+)
 
 
 def write_gguf(

@@ -1,0 +1,54 @@
+"""Q4_1: 32 weights in 20 bytes, 5 bits each: ``w = d * q + m``.
+
+Layout (``block_q4_1`` in ggml-common.h):
+    byte 0   d, m   float16 [2]
+    byte 4   qs     uint8 [16]: weight j in the low nibble of byte j, weight j + 16 in the high one
+
+Shapes: see ``base.py``. Planes per block: qs uint8 [16], dm float16 [2] (d, m).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from oxillama_torch.gguf.types import GGMLType
+from oxillama_torch.kernels.formats.base import Format
+from oxillama_torch.kernels.formats.bits import float16_at, join_bytes
+from oxillama_torch.kernels.formats.tile import jit, tl
+
+
+def split(blocks: Tensor) -> dict[str, Tensor]:
+    return {"qs": blocks[..., 4:], "dm": float16_at(blocks, 0, 2)}
+
+
+def join(qs: Tensor, dm: Tensor) -> Tensor:
+    return join_bytes(dm, qs)
+
+
+def decode(out: Tensor, qs: Tensor, dm: Tensor) -> None:
+    out[..., :16].copy_(qs & 15)
+    out[..., 16:].copy_(qs >> 4)
+    dm = dm.float()
+    out.mul_(dm[..., :1]).add_(dm[..., 1:])
+
+
+@jit
+def decode_tile(
+    p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Planes: qs, dm."""
+    block = k0 // 32 + tl.arange(0, BLOCK_K // 32)
+    j = tl.arange(0, 32)
+    mask = row_mask[:, None]
+    dm_at = p1 + rows[:, None] * s1 + (block * 2)[None, :]
+    d = tl.load(dm_at, mask=mask, other=0.0).to(tl.float32)
+    m = tl.load(dm_at + 1, mask=mask, other=0.0).to(tl.float32)
+    byte = (block * 16)[:, None] + (j % 16)[None, :]
+    qs = tl.load(p0 + rows[:, None, None] * s0 + byte[None], mask=mask[:, :, None], other=0)
+    q = (qs >> (j // 16 * 4)[None, None, :]) & 15
+    w = q.to(tl.float32) * d[:, :, None] + m[:, :, None]
+    return w.reshape(BLOCK_N, BLOCK_K)
+
+
+FORMAT = Format(GGMLType.Q4_1, {"qs": 16, "dm": 2}, split, join, decode, decode_tile)

@@ -1,0 +1,79 @@
+"""Q5_K: 256 weights in 176 bytes, 5.5 bits each, in 8 groups of 32: ``w = (d*sc) * q - dmin*m``.
+
+Layout (``block_q5_K`` in ggml-common.h):
+    byte 0    d, dmin  float16 [2]
+    byte 4    scales   uint8 [12]: as in Q4_K
+    byte 16   qh       uint8 [32]: bit i of byte j is the high bit of weight 32 i + j
+    byte 48   qs       uint8 [4, 32]: low bits, as in Q4_K
+
+Shapes: see ``base.py``. Planes per block: qs uint8 [128], qh uint8 [32], scales uint8 [16]
+(sc, then m), dm float16 [2] (d, dmin).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from oxillama_torch.gguf.types import GGMLType
+from oxillama_torch.kernels.formats.base import Format
+from oxillama_torch.kernels.formats.bits import (
+    float16_at,
+    join_bytes,
+    join_scales6,
+    split_scales6,
+)
+from oxillama_torch.kernels.formats.q4_k import apply_scales, scales_tile
+from oxillama_torch.kernels.formats.tile import jit, tl
+
+
+def split(blocks: Tensor) -> dict[str, Tensor]:
+    return {
+        "qs": blocks[..., 48:],
+        "qh": blocks[..., 16:48],
+        "scales": split_scales6(blocks[..., 4:16]),
+        "dm": float16_at(blocks, 0, 2),
+    }
+
+
+def join(qs: Tensor, qh: Tensor, scales: Tensor, dm: Tensor) -> Tensor:
+    return join_bytes(dm, join_scales6(scales), qh, qs)
+
+
+def decode(out: Tensor, qs: Tensor, qh: Tensor, scales: Tensor, dm: Tensor) -> None:
+    pairs, qs = out.unflatten(-1, (4, 2, 32)), qs.unflatten(-1, (4, 32))
+    shift = torch.arange(8, dtype=torch.uint8, device=qh.device)[:, None]
+    high = ((qh.unsqueeze(-2) >> shift & 1) << 4).unflatten(-2, (4, 2))
+    pairs[..., 0, :].copy_(qs & 15 | high[..., 0, :])
+    pairs[..., 1, :].copy_(qs >> 4 | high[..., 1, :])
+    apply_scales(out, scales, dm)
+
+
+@jit
+def decode_tile(
+    p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Planes: qs, qh, scales, dm."""
+    group = k0 // 32 + tl.arange(0, BLOCK_K // 32)
+    j = tl.arange(0, 32)
+    d, dmin = scales_tile(p2, p3, s2, s3, rows, row_mask, group)
+    row, mask = rows[:, None, None], row_mask[:, None, None]
+    low_byte = (group // 2 * 32)[:, None] + j[None, :]
+    high_byte = (group // 8 * 32)[:, None] + j[None, :]
+    qs = tl.load(p0 + row * s0 + low_byte[None], mask=mask, other=0)
+    qh = tl.load(p1 + row * s1 + high_byte[None], mask=mask, other=0)
+    low = (qs >> (group % 2 * 4)[None, :, None]) & 15
+    high = (qh >> (group % 8)[None, :, None]) & 1
+    w = (low | high << 4).to(tl.float32) * d[:, :, None] - dmin[:, :, None]
+    return w.reshape(BLOCK_N, BLOCK_K)
+
+
+FORMAT = Format(
+    GGMLType.Q5_K,
+    {"qs": 128, "qh": 32, "scales": 16, "dm": 2},
+    split,
+    join,
+    decode,
+    decode_tile,
+)
