@@ -91,6 +91,8 @@ class ServerConfig:
         ping_interval_s: seconds of silence after which a stream sends ``: ping``.
         template_timeout_s: limit for rendering a chat template.
         request_timeout_s: deadline of a request; None: none.
+        header_timeout_s, body_timeout_s: a request's head, then its body, must have come by then.
+        send_timeout_s: a client that reads nothing for so long loses its connection.
     """
 
     host: str = "127.0.0.1"
@@ -102,6 +104,9 @@ class ServerConfig:
     ping_interval_s: float = 5.0
     template_timeout_s: float = 2.0
     request_timeout_s: float | None = None
+    header_timeout_s: float = 10.0
+    body_timeout_s: float = 30.0
+    send_timeout_s: float = 20.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

@@ -13,6 +13,7 @@ from flask import Response, current_app, g
 from oxillama_torch.errors import OxiLlamaError
 from oxillama_torch.server import sse
 from oxillama_torch.server.http import client_socket
+from oxillama_torch.server.lifecycle import Lifecycle
 from oxillama_torch.server.output import ClientGone, Generation, Output, Ping
 from oxillama_torch.server.service import Service
 from oxillama_torch.server.watcher import DisconnectWatcher
@@ -45,13 +46,19 @@ def answer(
         ignored: request fields that nothing read; named in a header, so that a typing error in
             a field's name does not pass unseen.
     """
+    guard = contextlib.ExitStack()
     watcher: DisconnectWatcher = current_app.extensions["disconnect_watcher"]
-    watching = watcher.watching(client_socket(), generation.client_gone)
+    lifecycle: Lifecycle = current_app.extensions["lifecycle"]
+    guard.callback(generation.cancel)
+    guard.enter_context(lifecycle.running(generation.abort))
+    guard.enter_context(watcher.watching(client_socket(), generation.client_gone))
     if stream:
-        events = _stream(generation, form, watching, service.config.ping_interval_s, g.request_id)
+        events = _stream(generation, form, service.config.ping_interval_s, g.request_id)
         response = Response(events, mimetype="text/event-stream", headers=sse.HEADERS)
+        # Not in the generator: one that was never started runs no clean-up.
+        response.call_on_close(guard.close)
     else:
-        with watching:
+        with guard:
             try:
                 response = form.whole(generation.outputs())
             except ClientGone:
@@ -64,18 +71,16 @@ def answer(
 def _stream(
     generation: Generation,
     form: Form,
-    watching: contextlib.AbstractContextManager,
     ping_interval_s: float,
     request_id: str,
 ) -> Iterator[bytes]:
     """Events of a stream. No exception leaves it: a client would see a cut connection."""
     try:
-        with watching:
-            for output in generation.outputs(ping_interval_s):
-                if isinstance(output, Ping):
-                    yield sse.PING
-                for chunk in form.chunks(output):
-                    yield sse.frame(chunk)
+        for output in generation.outputs(ping_interval_s):
+            if isinstance(output, Ping):
+                yield sse.PING
+            for chunk in form.chunks(output):
+                yield sse.frame(chunk)
         last = form.last_chunk()
         if last is not None:
             yield sse.frame(last)

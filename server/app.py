@@ -7,6 +7,7 @@ from flask import Flask
 from oxillama_torch.config import EngineConfig, ServerConfig, from_environment
 from oxillama_torch.llm import LLM
 from oxillama_torch.server import errors, http
+from oxillama_torch.server.lifecycle import Lifecycle
 from oxillama_torch.server.native import routes as native
 from oxillama_torch.server.openai import chat, completions, models
 from oxillama_torch.server.service import Service
@@ -31,6 +32,7 @@ def create_app(config: ServerConfig | None = None, engine: LLM | Service | None 
     app.json.sort_keys = False
     app.extensions["service"] = service
     app.extensions["disconnect_watcher"] = DisconnectWatcher()
+    app.extensions["lifecycle"] = Lifecycle()
     http.install(app, service.config)
     errors.install(app)
     for module in (chat, completions, models, native):

@@ -12,7 +12,7 @@ _config = from_environment(ServerConfig())
 
 bind = f"{_config.host}:{_config.port}"
 workers = 1
-worker_class = "gthread"
+worker_class = "oxillama_torch.server.worker.Worker"
 # Spare threads keep /health answering while every stream is taken.
 threads = _config.max_streams + 16
 worker_connections = 4 * threads

@@ -12,7 +12,7 @@ import orjson
 from flask import Flask, Response, g, request
 
 from oxillama_torch.config import ServerConfig
-from oxillama_torch.errors import RequestError
+from oxillama_torch.errors import EngineError, RequestError
 
 __all__ = ["client_socket", "install", "json_body", "new_id"]
 
@@ -63,6 +63,8 @@ def install(app: Flask, config: ServerConfig) -> None:
         g.started = time.perf_counter()
         given = request.headers.get("X-Request-Id", "")
         g.request_id = given if _VALID_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        if app.extensions["lifecycle"].draining and request.path not in PUBLIC_PATHS:
+            raise EngineError("the server is shutting down")
         if keys and request.path not in PUBLIC_PATHS:
             _authenticate(keys)
 

@@ -99,7 +99,7 @@ class Generation:
     ) -> None:
         self._service = service
         self._queue: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
-        self._gone = False
+        self._end_with: Exception | None = None
         self.choices: list[Choice] = []
         self.seed = params.seed if params.seed is not None else secrets.randbelow(MAX_SEED)
         try:
@@ -126,10 +126,14 @@ class Generation:
             if not choice.finished:
                 choice.handle.cancel()
 
-    def client_gone(self) -> None:
-        """As cancel, and the reading thread gets ClientGone."""
-        self._gone = True
+    def abort(self, error: Exception) -> None:
+        """As cancel, and the reading thread gets ``error``."""
+        self._end_with = error
         self.cancel()
+
+    def client_gone(self) -> None:
+        """The client has left: ``outputs`` raises ClientGone."""
+        self.abort(ClientGone())
 
     def outputs(self, ping_interval_s: float | None = None) -> Iterator[Output]:
         """All outputs of all choices as they come, with a Ping after each silent interval.
@@ -173,7 +177,7 @@ class Generation:
 
     def _end(self, index: int, event: FinishEvent) -> Iterator[Output]:
         if event.reason == "cancelled":
-            raise ClientGone if self._gone else EngineError("the request was cancelled")
+            raise self._end_with or EngineError("the request was cancelled")
         if event.reason == "deadline":
             raise RequestError("the request took too long", status=408, code="timeout", param=None)
         tail = self.choices[index].text.flush()

@@ -1,0 +1,49 @@
+"""What is in progress, and how it ends when the server must stop."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+from oxillama_torch.errors import EngineError
+
+__all__ = ["Lifecycle"]
+
+
+class Lifecycle:
+    """Requests in progress; thread-safe."""
+
+    def __init__(self) -> None:
+        self._aborts: dict[object, Callable[[Exception], None]] = {}
+        self._changed = threading.Condition()
+        self.draining = False
+
+    @contextlib.contextmanager
+    def running(self, abort: Callable[[Exception], None]) -> Iterator[None]:
+        """Count a request for the duration of a block; ``abort(error)`` must end it soon."""
+        key = object()
+        with self._changed:
+            self._aborts[key] = abort
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._aborts.pop(key, None)
+                self._changed.notify_all()
+
+    def drain(self) -> None:
+        """Refuse new requests from now on."""
+        self.draining = True
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until nothing is in progress; False when that takes longer."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._aborts, timeout_s)
+
+    def abort(self) -> None:
+        """End everything in progress with an error that says why."""
+        with self._changed:
+            aborts = list(self._aborts.values())
+        for abort in aborts:
+            abort(EngineError("the server is shutting down"))
