@@ -1,7 +1,7 @@
 """Requests, events and handles: the messages between front doors and the batching thread.
 
-Everything here is plain data (token ids, numbers): no text, no tokenizer, no torch, so that the
-engine could run in another process without a change to its callers.
+Everything here is plain data (token ids, numbers, arrays): no text, no tokenizer, no torch, so that
+the engine could run in another process without a change to its callers.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ import queue
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from oxillama_torch.errors import EngineError
-from oxillama_torch.sampling.params import SamplingParams
+from oxillama_torch.sampling.params import SamplingParams, TokenLogprobs
+
+if TYPE_CHECKING:
+    import numpy
 
 __all__ = [
+    "Capture",
     "ErrorEvent",
     "Event",
     "FinishEvent",
@@ -29,21 +33,9 @@ __all__ = [
 ]
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline"]
+Capture = Literal["logits", "hidden"]
 
 _ids = itertools.count()
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """Log-probabilities at one position, natural log, of the raw (unprocessed) distribution.
-
-    ``top`` holds (token id, logprob) pairs, likeliest first; ties by lower id.
-    """
-
-    token_id: int
-    logprob: float
-    rank: int
-    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +50,7 @@ class GenerationRequest:
         cache_salt: separates prefix caches of tenants.
         deadline: ``time.monotonic()`` after which the request ends with reason ``deadline``.
         priority: lower runs first; equal ones in order of arrival.
+        capture: also return the ``logits`` or the final ``hidden`` states of every prompt token.
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -67,6 +60,7 @@ class GenerationRequest:
     cache_salt: str = ""
     deadline: float | None = None
     priority: int = 0
+    capture: Capture | None = None
     arrival: float = field(default_factory=time.monotonic)
 
 
@@ -74,17 +68,19 @@ class GenerationRequest:
 class PromptEvent:
     """Sent once, before the first token: what the prompt cost and, if asked for, its logprobs.
 
-    ``logprobs[0]`` is None: nothing precedes the first token.
+    ``logprobs[0]`` is None: nothing precedes the first token. ``captured`` is float32
+    [prompt tokens, vocabulary or hidden size], as ``GenerationRequest.capture`` asked for.
     """
 
     prompt_tokens: int
     cached_tokens: int
     logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    captured: numpy.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One generated token."""
+    """One generated token; an end-of-generation token too, which a text leaves out."""
 
     token_id: int
     logprobs: TokenLogprobs | None = None

@@ -7,9 +7,26 @@ from dataclasses import dataclass, field
 
 from oxillama_torch.errors import RequestError
 
-__all__ = ["SamplingParams"]
+__all__ = ["SamplingParams", "TokenLogprobs"]
 
 MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities at one position, natural log, of the raw (unprocessed) distribution.
+
+    Args:
+        token_id: the token that stands there.
+        logprob: its log-probability.
+        rank: 1 for the likeliest token.
+        top: (token id, logprob) pairs, likeliest first; ties by lower id.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,106 @@
+"""A scheduled step as tensors, built once per step with one copy per tensor.
+
+Shapes: T tokens of the step, B requests, L most pages of one of them, S tokens per page, R rows
+whose outputs are wanted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from oxillama_torch.engine.state import ScheduledBatch, ScheduledItem
+from oxillama_torch.layers.attention import ForwardBatch
+
+__all__ = ["BatchBuilder", "StepInputs"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """What the model reads in one step, and whose rows come out.
+
+    Args:
+        forward: tensors for the decoder; its ``logits_rows`` are those of ``sampling`` in order,
+            then the positions of ``scoring`` in order.
+        sampling: items whose next token is chosen.
+        scoring: items with prompt positions whose outputs are collected.
+    """
+
+    forward: ForwardBatch
+    sampling: tuple[ScheduledItem, ...]
+    scoring: tuple[ScheduledItem, ...]
+
+
+class BatchBuilder:
+    """Turns scheduled items into a ForwardBatch.
+
+    The page table of running requests is kept from step to step; only new pages are written.
+
+    Args:
+        slots: most requests running at once.
+        max_pages: most pages of one request.
+        page_size: S.
+        device: where the model runs.
+    """
+
+    def __init__(
+        self, *, slots: int, max_pages: int, page_size: int, device: torch.device | str
+    ) -> None:
+        self._page_size, self._device = page_size, device
+        self._table = np.zeros((slots, max_pages), np.int32)
+
+    def build(self, batch: ScheduledBatch) -> StepInputs:
+        """Tensors of one step. The batch must not be empty."""
+        items = batch.items
+        input_ids: list[int] = []
+        for item in items:
+            input_ids += item.state.token_ids[item.start : item.stop]
+            self._sync(item)
+        slots = np.array([item.state.slot for item in items])
+        starts = np.array([item.start for item in items])
+        counts = np.array([item.count for item in items])
+        ends = np.cumsum(counts)
+        positions = np.arange(len(input_ids)) + np.repeat(starts - (ends - counts), counts)
+        pages = self._table[np.repeat(slots, counts), positions // self._page_size]
+        slot_mapping = pages.astype(np.int64) * self._page_size + positions % self._page_size
+        seq_lens = starts + counts
+        max_seq_len = int(seq_lens.max())
+        most_pages = -(-max_seq_len // self._page_size)
+        sampling = tuple(item for item in items if item.samples)
+        scoring = tuple(item for item in items if item.scored_positions)
+        forward = ForwardBatch(
+            input_ids=self._tensor(input_ids, np.int64),
+            positions=self._tensor(positions, np.int64),
+            slot_mapping=self._tensor(slot_mapping, np.int64),
+            page_table=self._tensor(self._table[slots, :most_pages], np.int32),
+            query_start=self._tensor(np.concatenate([[0], ends]), np.int32),
+            seq_lens=self._tensor(seq_lens, np.int32),
+            max_query_len=int(counts.max()),
+            max_seq_len=max_seq_len,
+            logits_rows=self._tensor(_output_rows(items, ends), np.int64),
+        )
+        return StepInputs(forward, sampling, scoring)
+
+    def _sync(self, item: ScheduledItem) -> None:
+        """Copy pages that a request got since it was last seen into its line of the table."""
+        held = item.state.held
+        if held.synced < len(held.pages):
+            self._table[item.state.slot, held.synced : len(held.pages)] = held.pages[held.synced :]
+            held.synced = len(held.pages)
+
+    def _tensor(self, values: np.ndarray | list[int], dtype: type) -> torch.Tensor:
+        array = np.ascontiguousarray(values, dtype)
+        return torch.from_numpy(array).to(self._device, non_blocking=True)
+
+
+def _output_rows(items: tuple[ScheduledItem, ...], ends: np.ndarray) -> np.ndarray:
+    """Rows of the step [T] whose outputs are wanted: sampling ones first, then scored ones."""
+    sampled = [end - 1 for item, end in zip(items, ends) if item.samples]
+    scored = [
+        end - item.stop + position
+        for item, end in zip(items, ends)
+        for position in item.scored_positions
+    ]
+    return np.array(sampled + scored, np.int64)

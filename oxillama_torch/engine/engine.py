@@ -1,0 +1,303 @@
+"""One step of the engine: schedule, run, sample, book, tell.
+
+Token ids only: no text, no tokenizer, no HTTP, no threads. ``thread.EngineThread`` drives it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
+import numpy as np
+import torch
+
+from oxillama_torch.config import EngineConfig
+from oxillama_torch.engine.batch import BatchBuilder
+from oxillama_torch.engine.model_runner import ItemResult, Model, ModelRunner
+from oxillama_torch.engine.request import (
+    ErrorEvent,
+    Event,
+    FinishEvent,
+    FinishReason,
+    GenerationRequest,
+    PromptEvent,
+    RequestHandle,
+    TokenEvent,
+)
+from oxillama_torch.engine.scheduler import Scheduler
+from oxillama_torch.engine.state import RequestState, ScheduledBatch, ScheduledItem
+from oxillama_torch.engine.stats import Counters
+from oxillama_torch.engine.validate import check_request
+from oxillama_torch.errors import EngineError
+from oxillama_torch.kvcache.holdings import PageManager
+from oxillama_torch.kvcache.pool import KVPool, page_bytes, plan_pages
+from oxillama_torch.sampling.row import SamplingRow
+
+__all__ = ["DEFAULT_BATCH_SIZE", "Delivery", "Engine"]
+
+DEFAULT_BATCH_SIZE = 64
+
+#: An event and whom it is for.
+Delivery = tuple[RequestHandle, Event]
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """A model, its KV pages and the requests it works on. One thread at a time may use it.
+
+    Args:
+        model: the decoder.
+        config: sizes; see EngineConfig.
+        eos_ids: the model's end-of-generation tokens.
+        fingerprint: identifies model and numerics in the prefix cache.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        config: EngineConfig,
+        *,
+        eos_ids: frozenset[int] = frozenset(),
+        fingerprint: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config, self._eos_ids, self._clock = config, eos_ids, clock
+        self.vocab_size = model.config.vocab_size
+        batch_size = config.max_batch_size or DEFAULT_BATCH_SIZE
+        context = min(
+            config.max_context or model.config.context_length, model.config.context_length
+        )
+        shapes, device, size = model.kv_shapes(), model.device, config.page_size
+        num_pages = plan_pages(
+            config,
+            page_bytes(shapes, size, model.dtype),
+            device,
+            useful_tokens=batch_size * -(-context // size) * size,
+        )
+        pages = PageManager(num_pages, size, model=fingerprint, prefix_cache=config.prefix_cache)
+        self._scheduler = Scheduler(
+            pages,
+            max_batch_size=batch_size,
+            max_batch_tokens=config.max_batch_tokens,
+            max_context=context,
+        )
+        self.max_context = self._scheduler.max_context
+        pool = KVPool(shapes, num_pages=num_pages, page_size=size, dtype=model.dtype, device=device)
+        builder = BatchBuilder(
+            slots=self._scheduler.max_running,
+            max_pages=pages.pages_for(self.max_context),
+            page_size=size,
+            device=device,
+        )
+        self._runner = ModelRunner(model, pool, builder)
+        self._counters = Counters()
+        self._order = itertools.count()
+        self._handles: dict[str, tuple[RequestState, RequestHandle]] = {}
+        self._deadlines: list[tuple[float, str]] = []
+        self._events: list[Delivery] = []
+
+    @property
+    def has_work(self) -> bool:
+        return len(self._scheduler) > 0
+
+    @property
+    def waiting(self) -> int:
+        return len(self._scheduler.waiting)
+
+    @property
+    def completed(self) -> int:
+        """Requests that have ended, in whatever way."""
+        return self._counters.finished + self._counters.cancelled + self._counters.failed
+
+    def check(self, request: GenerationRequest) -> None:
+        """Refuse what cannot be served. Any thread may call this.
+
+        Raises:
+            RequestError: names the field.
+        """
+        check_request(request, vocab_size=self.vocab_size, max_context=self.max_context)
+
+    def add(self, handle: RequestHandle) -> None:
+        """Take in a request that ``check`` has let pass."""
+        request = handle.request
+        params = request.params
+        end_ids = frozenset(params.stop_token_ids)
+        row = SamplingRow(params, request.prompt_token_ids, end_ids | self._eos_ids)
+        state = RequestState(
+            request,
+            row=row,
+            end_token_ids=end_ids if params.ignore_eos else end_ids | self._eos_ids,
+            max_context=self.max_context,
+            order=next(self._order),
+        )
+        self._handles[request.request_id] = (state, handle)
+        self._scheduler.add(state)
+        if request.deadline is not None:
+            heapq.heappush(self._deadlines, (request.deadline, request.request_id))
+
+    def cancel(self, request_id: str, reason: FinishReason = "cancelled") -> list[Delivery]:
+        """Drop a request, wherever it stands; its pages are free at once.
+
+        Unknown ids are ignored: the request may have ended a moment ago.
+        """
+        if request_id not in self._handles:
+            return []
+        state, handle = self._handles.pop(request_id)
+        self._scheduler.remove(state)
+        self._counters.cancelled += 1
+        return [(handle, FinishEvent(reason, state.generated))]
+
+    def request_ids(self) -> list[str]:
+        """Every request at hand."""
+        return list(self._handles)
+
+    def drop_all(self) -> list[RequestHandle]:
+        """Handles of every request that was not told its end, for an engine that does not go on."""
+        handles = [handle for _, handle in self._handles.values()]
+        handles += [
+            handle for handle, event in self._events if isinstance(event, FinishEvent | ErrorEvent)
+        ]
+        self._handles.clear()
+        self._events.clear()
+        return handles
+
+    def step(self) -> list[Delivery]:
+        """Compute one step.
+
+        Returns: events in the order in which they are to be delivered.
+
+        Raises:
+            torch.AcceleratorError: the device is beyond use.
+        """
+        started = self._clock()
+        self._events += self._expire(started)
+        batch = self._scheduler.schedule()
+        if batch.items:
+            generated = self._advance(batch)
+            self._count(batch, generated, self._clock() - started)
+        events, self._events = self._events, []
+        return events
+
+    def _advance(self, batch: ScheduledBatch) -> int:
+        """Compute a batch and book it. Returns: tokens generated."""
+        results = self._compute(batch)
+        for item in batch.items:
+            result = results[item.state]
+            if result.error is not None:
+                self._fail(item.state, result.error)
+            else:
+                self._book(item, result)
+        chosen = {
+            state: result.token_id
+            for state, result in results.items()
+            if result.error is None and result.token_id is not None
+        }
+        for state, reason in self._scheduler.postprocess(batch, chosen):
+            _, handle = self._handles.pop(state.request.request_id)
+            self._counters.finished += 1
+            self._events.append((handle, FinishEvent(reason, state.generated)))
+        return len(chosen)
+
+    def stats(self) -> dict[str, int | float]:
+        """Counters and gauges; any thread may ask, figures may be one step apart."""
+        pages = self._scheduler.pages.allocator
+        return {
+            "running": len(self._scheduler.running),
+            "waiting": self.waiting,
+            "pages": pages.num_pages,
+            "pages_used": pages.used,
+            "pages_cached": pages.cached,
+            "pages_free": pages.free,
+            "page_size": self._config.page_size,
+            "max_context": self.max_context,
+            "prefix_hit_tokens": self._scheduler.prefix_hit_tokens,
+            "preemptions": self._scheduler.preemptions,
+            **asdict(self._counters),
+        }
+
+    def _expire(self, now: float) -> list[Delivery]:
+        events: list[Delivery] = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, request_id = heapq.heappop(self._deadlines)
+            events += self.cancel(request_id, "deadline")
+        return events
+
+    def _compute(self, batch: ScheduledBatch) -> dict[RequestState, ItemResult]:
+        """Run a batch; if that raises, run its requests one by one to find the guilty one."""
+        try:
+            return self._runner.run(batch)
+        except torch.AcceleratorError:
+            raise  # every later call on this device fails too
+        except Exception as error:
+            self._counters.step_failures += 1
+            log.exception("a step of %d requests failed", len(batch.items))
+            if len(batch.items) == 1:
+                return {batch.items[0].state: _failure(error)}
+            if isinstance(error, torch.OutOfMemoryError):
+                torch.cuda.empty_cache()
+        results: dict[RequestState, ItemResult] = {}
+        for item in batch.items:
+            try:
+                results.update(self._runner.run(ScheduledBatch((item,))))
+            except torch.AcceleratorError:
+                raise
+            except Exception as error:
+                log.exception("request %s failed alone too", item.state.request.request_id)
+                results[item.state] = _failure(error)
+        return results
+
+    def _fail(self, state: RequestState, error: EngineError) -> None:
+        """End one request with an error; what it left in its pages must not reach another."""
+        _, handle = self._handles.pop(state.request.request_id)
+        self._runner.clear(self._scheduler.discard(state))
+        self._counters.failed += 1
+        self._events.append((handle, ErrorEvent(error)))
+
+    def _book(self, item: ScheduledItem, result: ItemResult) -> None:
+        """Keep a request's new outputs and say what is to be said about them."""
+        state = item.state
+        handle = self._handles[state.request.request_id][1]
+        if item.scored_positions:
+            state.prompt_logprobs += result.prompt_logprobs
+            state.captured += result.captured
+            state.scored = item.scored_positions.stop
+        if not state.prompt_sent and item.stop >= state.prompt_tokens:
+            state.prompt_sent = True
+            self._events.append((handle, _prompt_event(state)))
+        if result.token_id is not None:
+            state.row.accept(result.token_id)
+            self._events.append((handle, TokenEvent(result.token_id, result.logprobs)))
+
+    def _count(self, batch: ScheduledBatch, generated: int, seconds: float) -> None:
+        counters = self._counters
+        counters.steps += 1
+        counters.step_seconds += seconds
+        counters.last_step_seconds = seconds
+        counters.generated_tokens += generated
+        counters.prompt_tokens += sum(
+            item.count - (item.start >= item.state.prompt_tokens) for item in batch.items
+        )
+
+
+def _failure(error: Exception) -> ItemResult:
+    failure = EngineError("the model failed on this request")
+    failure.__cause__ = error
+    return ItemResult(error=failure)
+
+
+def _prompt_event(state: RequestState) -> PromptEvent:
+    """The PromptEvent; what it carries is not kept any longer."""
+    logprobs = captured = None
+    if state.request.params.prompt_logprobs is not None:
+        logprobs = tuple(state.prompt_logprobs)
+    if state.capture is not None:
+        captured = np.concatenate(state.captured)
+    state.prompt_logprobs, state.captured = [], []
+    assert state.cached_tokens is not None, "the request has been admitted"
+    return PromptEvent(state.prompt_tokens, state.cached_tokens, logprobs, captured)

@@ -1,0 +1,116 @@
+"""Runs the decoder on a scheduled step and brings back tokens and prompt outputs.
+
+Shapes: T tokens of the step, R rows whose outputs are wanted, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from oxillama_torch.engine.batch import BatchBuilder, StepInputs
+from oxillama_torch.engine.state import RequestState, ScheduledBatch, ScheduledItem
+from oxillama_torch.errors import EngineError
+from oxillama_torch.kvcache.pool import KVPool
+from oxillama_torch.layers.attention import ForwardBatch
+from oxillama_torch.models.config import ModelConfig
+from oxillama_torch.sampling.logprobs import token_logprobs
+from oxillama_torch.sampling.params import TokenLogprobs
+from oxillama_torch.sampling.sampler import finite_rows, sample
+
+__all__ = ["ItemResult", "Model", "ModelRunner"]
+
+#: Elements of the [rows, V] logits of prompt positions computed at once: bounds their memory.
+_MAX_LOGITS = 1 << 24
+
+
+class Model(Protocol):
+    """What the engine needs of ``models.decoder.Decoder``."""
+
+    config: ModelConfig
+    dtype: torch.dtype
+    device: torch.device
+
+    def __call__(self, batch: ForwardBatch, kv: list) -> torch.Tensor: ...
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...
+    def kv_shapes(self) -> list[tuple[int, int, int]]: ...
+
+
+@dataclass(slots=True)
+class ItemResult:
+    """What a step brought for one request; with ``error``, nothing else counts."""
+
+    token_id: int | None = None
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    captured: list[np.ndarray] = field(default_factory=list)
+    error: EngineError | None = None
+
+
+class ModelRunner:
+    """The decoder with its KV pool.
+
+    Args:
+        model: the decoder.
+        pool: keys and values.
+        builder: makes the step's tensors.
+    """
+
+    def __init__(self, model: Model, pool: KVPool, builder: BatchBuilder) -> None:
+        self._model, self._pool, self._builder = model, pool, builder
+
+    def run(self, batch: ScheduledBatch) -> dict[RequestState, ItemResult]:
+        """Compute one step. Repeating it with fewer items is harmless: it writes the same again."""
+        inputs = self._builder.build(batch)
+        hidden = self._model(inputs.forward, self._pool.layers)
+        results = {item.state: ItemResult() for item in batch.items}
+        rows = hidden.index_select(0, inputs.forward.logits_rows)
+        self._sample(inputs, rows, results)
+        offset = len(inputs.sampling)
+        for item in inputs.scoring:
+            count = len(item.scored_positions)
+            self._score(item, rows[offset : offset + count], results[item.state])
+            offset += count
+        return results
+
+    def clear(self, pages: list[int]) -> None:
+        """Zero pages whose content may be NaN."""
+        self._pool.clear(pages)
+
+    def _sample(
+        self, inputs: StepInputs, rows: torch.Tensor, results: dict[RequestState, ItemResult]
+    ) -> None:
+        if not inputs.sampling:
+            return
+        logits = self._model.logits(rows[: len(inputs.sampling)])
+        sampled = sample(logits, [item.state.row for item in inputs.sampling])
+        for item, out in zip(inputs.sampling, sampled):
+            result = results[item.state]
+            result.token_id, result.logprobs, result.error = out.token_id, out.logprobs, out.error
+
+    def _score(self, item: ScheduledItem, hidden: torch.Tensor, result: ItemResult) -> None:
+        """Outputs of the prompt positions of ``item``, whose hidden rows [R, D] are given."""
+        state = item.state
+        params, positions = state.request.params, item.scored_positions
+        if not bool(finite_rows(hidden).all()):
+            result.error = EngineError("the model's hidden states are not finite")
+            return
+        if state.capture == "hidden":
+            result.captured.append(hidden.float().cpu().numpy())
+        if state.capture != "logits" and params.prompt_logprobs is None:
+            return
+        step = max(1, _MAX_LOGITS // self._model.config.vocab_size)
+        for start in range(0, len(positions), step):
+            logits = self._model.logits(hidden[start : start + step])
+            if state.capture == "logits":
+                result.captured.append(logits.cpu().numpy())
+            if params.prompt_logprobs is not None:
+                # The row of position i speaks about the token at i + 1; the last has none.
+                first = positions[start] + 1
+                stop = min(first + len(logits), state.prompt_tokens)
+                result.prompt_logprobs += token_logprobs(
+                    logits[: stop - first], state.token_ids[first:stop], params.prompt_logprobs
+                )

@@ -1,0 +1,141 @@
+"""One request while the engine works on it. Plain data, owned by the batching thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from oxillama_torch.engine.request import Capture, GenerationRequest
+from oxillama_torch.kvcache.holdings import HeldPages
+from oxillama_torch.sampling.params import TokenLogprobs
+from oxillama_torch.sampling.row import SamplingRow
+
+__all__ = ["RequestState", "ScheduledBatch", "ScheduledItem"]
+
+
+class RequestState:
+    """Progress of one request.
+
+    Args:
+        request: what was asked for.
+        row: its row at the sampler.
+        end_token_ids: tokens that end it.
+        max_context: most tokens, prompt and output together.
+        order: position among requests of equal priority and arrival.
+
+    Attributes:
+        token_ids: prompt and generated tokens.
+        computed: leading tokens whose keys and values lie in ``held`` pages.
+        slot: line in the batch builder's page table while running, else None.
+        scored: prompt positions whose outputs have been collected already.
+        cached_tokens: prompt tokens found in the prefix cache at first admission.
+        prompt_sent: whether the PromptEvent has gone out.
+    """
+
+    __slots__ = (
+        "cached_tokens",
+        "captured",
+        "computed",
+        "end_token_ids",
+        "held",
+        "prompt_logprobs",
+        "prompt_sent",
+        "prompt_tokens",
+        "request",
+        "row",
+        "scored",
+        "slot",
+        "sort_key",
+        "stop_at",
+        "token_ids",
+    )
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        *,
+        row: SamplingRow,
+        end_token_ids: frozenset[int],
+        max_context: int,
+        order: int,
+    ) -> None:
+        params = request.params
+        self.request, self.row, self.end_token_ids = request, row, end_token_ids
+        self.token_ids = list(request.prompt_token_ids)
+        self.prompt_tokens = len(self.token_ids)
+        limit = max_context if params.max_tokens is None else params.max_tokens + self.prompt_tokens
+        self.stop_at = min(limit, max_context)
+        self.sort_key = (request.priority, request.arrival, order)
+        self.held = HeldPages()
+        self.computed = 0
+        self.slot: int | None = None
+        self.scored = 0
+        self.cached_tokens: int | None = None
+        self.prompt_sent = False
+        self.prompt_logprobs: list[TokenLogprobs | None] = [None]
+        self.captured: list = []
+
+    @property
+    def capture(self) -> Capture | None:
+        return self.request.capture
+
+    @property
+    def generated(self) -> int:
+        return len(self.token_ids) - self.prompt_tokens
+
+    @property
+    def pending(self) -> int:
+        """Tokens that are known but not computed."""
+        return len(self.token_ids) - self.computed
+
+    @property
+    def wants_token(self) -> bool:
+        """Whether a token is to be chosen once everything known is computed."""
+        return len(self.token_ids) < self.stop_at
+
+    @property
+    def score_end(self) -> int:
+        """Prompt positions below this one have outputs that were asked for."""
+        if self.capture is not None:
+            return self.prompt_tokens
+        return self.prompt_tokens - 1 if self.request.params.prompt_logprobs is not None else 0
+
+    @property
+    def reuse_limit(self) -> int:
+        """Tokens from here on must be computed: one at least, and all whose outputs are wanted."""
+        limit = len(self.token_ids) - 1
+        return min(limit, self.scored) if self.scored < self.score_end else limit
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledItem:
+    """One request's share of a step: tokens ``start .. start + count - 1`` are computed."""
+
+    state: RequestState
+    start: int
+    count: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.count
+
+    @property
+    def samples(self) -> bool:
+        """Whether this step chooses the request's next token."""
+        return self.stop == len(self.state.token_ids) and self.state.wants_token
+
+    @property
+    def scored_positions(self) -> range:
+        """Prompt positions whose outputs this step collects."""
+        return range(max(self.start, self.state.scored), min(self.stop, self.state.score_end))
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledBatch:
+    """One step's work."""
+
+    items: tuple[ScheduledItem, ...] = ()
+    preempted: tuple[RequestState, ...] = field(default=())
+
+    @property
+    def tokens(self) -> int:
+        return sum(item.count for item in self.items)

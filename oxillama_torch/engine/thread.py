@@ -1,0 +1,204 @@
+"""The batching thread: sole owner of the model, fed through a bounded inbox.
+
+Every other thread only submits, cancels and reads figures. Events leave through each request's
+handle, all those of a step in one go. An exception that concerns one request ends that request; one
+that escapes a step ends the thread, and everybody who waits is told.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from oxillama_torch.engine.engine import Delivery, Engine
+from oxillama_torch.engine.request import ErrorEvent, Event, GenerationRequest, RequestHandle
+from oxillama_torch.errors import CapacityError, EngineError
+from oxillama_torch.sampling.philox import random_seed
+
+__all__ = ["EngineThread"]
+
+_MAX_RETRY_AFTER_S = 60.0
+_RATE_WINDOW = 64
+
+log = logging.getLogger(__name__)
+
+
+class EngineThread:
+    """Runs an engine in a thread of its own.
+
+    Args:
+        engine: nobody else may use it from now on.
+        inbox_size: requests that may wait to run; beyond it CapacityError.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        inbox_size: int = 256,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine, self._inbox_size, self._clock = engine, inbox_size, clock
+        self._wake = threading.Condition()
+        self._inbox: deque[RequestHandle] = deque()
+        self._cancelled: list[str] = []
+        self._draining = False
+        self._stopping = False
+        self._closed: str | None = None
+        self._ended: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW)
+        self._step_started: float | None = None
+        self._thread = threading.Thread(target=self._run, name="oxillama-engine", daemon=True)
+
+    @property
+    def max_context(self) -> int:
+        """Most tokens of one request, prompt and output together."""
+        return self._engine.max_context
+
+    @property
+    def vocab_size(self) -> int:
+        return self._engine.vocab_size
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are being served."""
+        return self._closed is None and self._thread.is_alive()
+
+    def start(self) -> None:
+        """Start serving."""
+        self._thread.start()
+
+    def stop(self, *, drain: bool = False, timeout_s: float | None = None) -> None:
+        """Stop serving; idempotent.
+
+        Args:
+            drain: finish what has been submitted first; otherwise it ends as ``cancelled``.
+            timeout_s: wait this long for the thread; None: as long as it takes.
+        """
+        with self._wake:
+            self._draining = True
+            self._stopping = self._stopping or not drain
+            self._wake.notify()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(timeout_s)
+
+    def submit(
+        self, request: GenerationRequest, sink: Callable[[str, Event], None] | None = None
+    ) -> RequestHandle:
+        """Hand in a request; callable from any thread.
+
+        Args:
+            request: a request that has no seed gets one, see ``handle.request``.
+            sink: see RequestHandle.
+
+        Raises:
+            RequestError: it can never be served.
+            CapacityError: too many are waiting.
+            EngineError: the engine does not run.
+        """
+        self._engine.check(request)
+        if request.params.seed is None:
+            request = replace(request, params=replace(request.params, seed=random_seed()))
+        handle = RequestHandle(request, self.cancel, sink)
+        with self._wake:
+            if self._closed is not None:
+                raise EngineError(self._closed)
+            if self._draining or not self._thread.is_alive():
+                raise EngineError("the engine is not running")
+            waiting = len(self._inbox) + self._engine.waiting
+            if waiting >= self._inbox_size:
+                raise CapacityError(
+                    f"{waiting} requests are waiting already",
+                    retry_after_s=self._retry_after_s(waiting),
+                )
+            self._inbox.append(handle)
+            self._wake.notify()
+        return handle
+
+    def cancel(self, request_id: str) -> None:
+        """Drop a request within a step; callable from any thread, unknown ids are ignored."""
+        with self._wake:
+            self._cancelled.append(request_id)
+            self._wake.notify()
+
+    def stats(self) -> dict[str, int | float]:
+        """Counters and gauges of the engine; ``step_age_s`` is above 0 while a step runs."""
+        started = self._step_started
+        return {
+            **self._engine.stats(),
+            "waiting": self._engine.waiting + len(self._inbox),
+            "alive": int(self.alive),
+            "step_age_s": 0.0 if started is None else self._clock() - started,
+        }
+
+    def _run(self) -> None:
+        try:
+            with torch.inference_mode():
+                while self._receive():
+                    self._step_started = self._clock()
+                    self._deliver(self._engine.step())
+                    self._step_started = None
+            self._close("the engine has been stopped")
+        except BaseException:
+            log.critical("the engine thread has died", exc_info=True)
+            self._step_started = None
+            self._close("the engine has died")
+
+    def _receive(self) -> bool:
+        """Take in requests and cancellations; blocks while there is nothing to do.
+
+        Returns: False when it is time to end.
+        """
+        with self._wake:
+            while not (self._inbox or self._cancelled or self._engine.has_work or self._draining):
+                self._wake.wait()
+                # The rate of requests served is measured while there are some.
+                self._ended.clear()
+            while self._inbox:
+                self._engine.add(self._inbox[0])
+                self._inbox.popleft()
+            cancelled, self._cancelled = self._cancelled, []
+            stopping = self._stopping
+        for request_id in cancelled:
+            self._deliver(self._engine.cancel(request_id))
+        if stopping:
+            for request_id in self._engine.request_ids():
+                self._deliver(self._engine.cancel(request_id))
+        return self._engine.has_work or not self._draining
+
+    def _deliver(self, events: list[Delivery]) -> None:
+        """Hand events out. A consumer that raises loses its own request, nobody else's."""
+        for handle, event in events:
+            try:
+                handle.put(event)
+            except Exception:
+                log.exception("the consumer of request %s failed", handle.request_id)
+                self.cancel(handle.request_id)
+        if not self._ended or self._ended[-1][1] != self._engine.completed:
+            self._ended.append((self._clock(), self._engine.completed))
+
+    def _close(self, reason: str) -> None:
+        """Nothing is served any more: tell everybody who waits."""
+        with self._wake:
+            self._closed = reason
+            handles = [*self._engine.drop_all(), *self._inbox]
+            self._inbox.clear()
+        # An error each: raised in several threads, one object would collect all their tracebacks.
+        unique = {handle.request_id: handle for handle in handles}
+        self._deliver([(handle, ErrorEvent(EngineError(reason))) for handle in unique.values()])
+
+    def _retry_after_s(self, waiting: int) -> float:
+        """Time in which half of those who wait will have gone, at the rate seen lately."""
+        if len(self._ended) < 2:
+            return 1.0
+        (since, before), (until, now) = self._ended[0], self._ended[-1]
+        if until <= since:
+            return 1.0
+        rate = (now - before) / (until - since)
+        return min(max(waiting / 2 / rate, 1.0), _MAX_RETRY_AFTER_S)

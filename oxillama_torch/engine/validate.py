@@ -1,0 +1,48 @@
+"""What a request must be before the engine takes it in."""
+
+from __future__ import annotations
+
+from oxillama_torch.engine.request import GenerationRequest
+from oxillama_torch.errors import RequestError
+
+__all__ = ["check_request"]
+
+
+def check_request(request: GenerationRequest, *, vocab_size: int, max_context: int) -> None:
+    """Refuse a request the engine could not serve.
+
+    Args:
+        request: what was asked for.
+        vocab_size: ids must lie below it.
+        max_context: most tokens of one request.
+
+    Raises:
+        RequestError: names the field.
+    """
+    prompt, params = request.prompt_token_ids, request.params
+    if not prompt:
+        raise RequestError("the prompt has no tokens", param="prompt")
+    if min(prompt) < 0 or max(prompt) >= vocab_size:
+        wrong = next(i for i in prompt if not 0 <= i < vocab_size)
+        raise RequestError(f"token id {wrong} is not below {vocab_size}", param="prompt")
+    for token_id in params.logit_bias:
+        if not 0 <= token_id < vocab_size:
+            raise RequestError(
+                f"token id {token_id} is not below {vocab_size}", param=f"logit_bias.{token_id}"
+            )
+    if len(prompt) + (params.max_tokens != 0) > max_context:
+        raise RequestError(
+            f"This model's maximum context length is {max_context} tokens. "
+            f"However, your prompt has {len(prompt)} tokens"
+            + ("." if len(prompt) > max_context else ", which leaves none to generate."),
+            code="context_length_exceeded",
+            param="prompt",
+        )
+    if request.adapters:
+        name = request.adapters[0][0]
+        raise RequestError(
+            f"adapter {name!r} is not loaded",
+            status=404,
+            code="adapter_not_found",
+            param="adapters",
+        )

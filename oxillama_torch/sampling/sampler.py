@@ -1,0 +1,82 @@
+"""One step's sampling: logits of a batch in, one token (or an error) per request out.
+
+Shapes: R rows, V vocabulary, L rows that want log-probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from oxillama_torch.errors import EngineError
+from oxillama_torch.sampling.chain import adjust, choose
+from oxillama_torch.sampling.logprobs import measure, read
+from oxillama_torch.sampling.params import TokenLogprobs
+from oxillama_torch.sampling.row import SamplingRow
+
+__all__ = ["Sampled", "finite_rows", "sample"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What one row came to: a token, or the reason why there is none."""
+
+    token_id: int | None
+    logprobs: TokenLogprobs | None = None
+    error: EngineError | None = None
+
+
+def finite_rows(x: torch.Tensor) -> torch.Tensor:
+    """Whether each row is free of NaN and infinities.
+
+    Args:
+        x: float [R, V].
+
+    Returns: bool [R].
+    """
+    low, high = torch.aminmax(x, dim=-1)
+    return torch.isfinite(low) & torch.isfinite(high)
+
+
+def sample(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[Sampled]:
+    """Choose a token for every row.
+
+    A row with NaN or infinite logits, or one whose every token is banned, gets an error; the
+    others are not touched by it.
+
+    Args:
+        logits: float32 [R, V], raw.
+        rows: one per row.
+    """
+    adjusted = adjust(logits, rows)
+    chosen = choose(adjusted, rows)
+    finite = finite_rows(logits)
+    possible = adjusted.amax(-1) > -torch.inf if adjusted is not logits else finite
+    columns = [torch.stack([chosen, finite, possible], dim=1).to(torch.float64)]
+    asking = [index for index, row in enumerate(rows) if row.params.logprobs is not None]
+    top = min(max((rows[i].params.logprobs for i in asking), default=0), logits.shape[-1])
+    if asking:
+        index = torch.tensor(asking, device=logits.device)
+        columns.append(measure(logits[index], chosen[index], top))
+    # One copy to the host, the only point where it waits for the device.
+    flat = torch.cat([part.flatten() for part in columns]).tolist()
+    measured, width = flat[3 * len(rows) :], 4 + 2 * top
+    results = []
+    for index, row in enumerate(rows):
+        token_id, is_finite, is_possible = flat[3 * index : 3 * index + 3]
+        logprobs = None
+        if row.params.logprobs is not None:
+            mine, measured = measured[:width], measured[width:]
+            if is_finite:
+                logprobs = read(mine, min(row.params.logprobs, top))
+        if not is_finite:
+            results.append(Sampled(None, error=EngineError("the model's logits are not finite")))
+        elif not is_possible:
+            results.append(
+                Sampled(None, error=EngineError("every token of the vocabulary is banned"))
+            )
+        else:
+            results.append(Sampled(int(token_id), logprobs))
+    return results
