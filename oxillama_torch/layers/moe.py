@@ -1,0 +1,91 @@
+"""Mixture of experts: each token goes through the few experts its router prefers.
+
+T tokens, D hidden size, F intermediate size of an expert, E experts, K experts per token.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from oxillama_torch.kernels.activation.op import gated
+from oxillama_torch.kernels.formats.base import PackedTensor
+from oxillama_torch.kernels.quant_matmul.op import quant_matmul_experts
+from oxillama_torch.layers.linear import QuantLinear
+
+__all__ = ["MixtureOfExperts"]
+
+
+class MixtureOfExperts(nn.Module):
+    """``y = sum over chosen experts e of p_e * W_down,e (activation(W_gate,e x) * W_up,e x)``.
+
+    The sum runs over a token's experts in the order of their indices, so that its rounding does
+    not depend on the other tokens.
+
+    Args:
+        router: D -> E, its softmax gives p (Jiang et al. 2024, Mixtral).
+        gate, up: packed stacks of shape (E * F, D);  down: (E * D, F).
+        num_experts: E.
+        num_chosen: K.
+        normalize: divide the chosen p by their sum.
+        scale: factor of the chosen p.
+        activation: ``silu``, ``gelu`` or ``gelu_tanh``.
+        numerics: ``"invariant"`` or ``"fast"``.
+    """
+
+    def __init__(
+        self,
+        *,
+        router: QuantLinear,
+        gate: PackedTensor,
+        up: PackedTensor,
+        down: PackedTensor,
+        num_experts: int,
+        num_chosen: int,
+        normalize: bool,
+        scale: float,
+        activation: str,
+        numerics: str = "invariant",
+    ) -> None:
+        super().__init__()
+        self.router = router
+        self.gate, self.up, self.down = gate, up, down
+        self.num_experts, self.num_chosen = num_experts, num_chosen
+        self.normalize, self.scale = normalize, scale
+        self.activation = activation
+        self.numerics = numerics
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        expert_ids_TK, weights_TK = self.route(x_TD)
+        ids_R = expert_ids_TK.flatten()  # R = T * K rows
+        x_RD = x_TD.repeat_interleave(self.num_chosen, dim=0)
+        gate_RF, up_RF = self._experts(x_RD, self.gate, ids_R), self._experts(x_RD, self.up, ids_R)
+        hidden_RF = gated(gate_RF, up_RF, self.activation, numerics=self.numerics)
+        y_RD = self._experts(hidden_RF, self.down, ids_R)
+        return self._sum(y_RD.view(-1, self.num_chosen, x_TD.shape[1]), weights_TK).to(x_TD.dtype)
+
+    def route(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """Chosen experts, int64 [T, K] ascending, and their weights, float32 [T, K]."""
+        probabilities_TE = self.router(x_TD.float()).softmax(dim=-1)
+        # a stable sort settles ties by index, which topk leaves open
+        ranked_TE = probabilities_TE.argsort(dim=-1, descending=True, stable=True)
+        expert_ids_TK = ranked_TE[:, : self.num_chosen].sort(dim=-1).values
+        weights_TK = probabilities_TE.gather(1, expert_ids_TK)
+        if self.normalize:
+            total_T = weights_TK[:, 0]
+            for chosen in range(1, self.num_chosen):
+                total_T = total_T + weights_TK[:, chosen]
+            weights_TK = weights_TK / total_T[:, None]
+        return expert_ids_TK, weights_TK if self.scale == 1.0 else weights_TK * self.scale
+
+    def _experts(self, x_RK: Tensor, weight: PackedTensor, ids_R: Tensor) -> Tensor:
+        return quant_matmul_experts(x_RK, weight, ids_R, self.num_experts, numerics=self.numerics)
+
+    def _sum(self, y_TKD: Tensor, weights_TK: Tensor) -> Tensor:
+        """Weighted sum over K in float32, one expert after the other."""
+        total_TD = y_TKD[:, 0].float() * weights_TK[:, :1]
+        for chosen in range(1, self.num_chosen):
+            total_TD = total_TD + y_TKD[:, chosen].float() * weights_TK[:, chosen, None]
+        return total_TD
+
+    def extra_repr(self) -> str:
+        return f"{self.num_chosen} of {self.num_experts} experts, {self.gate.type_name}"

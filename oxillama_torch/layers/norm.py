@@ -1,0 +1,36 @@
+"""Root-mean-square norm of the residual stream.
+
+T rows, D features.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from oxillama_torch.kernels.norm.op import rms_norm
+
+__all__ = ["RMSNorm"]
+
+
+class RMSNorm(nn.Module):
+    """``y = x / sqrt(mean(x^2) + eps) * weight``, computed in float32 (Zhang & Sennrich 2019).
+
+    Args:
+        weight: float32 [D].
+        eps: added to the mean square.
+        numerics: ``"invariant"`` or ``"fast"``.
+    """
+
+    def __init__(self, weight: Tensor, eps: float, *, numerics: str = "invariant") -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.eps = eps
+        self.numerics = numerics
+
+    def forward(self, x_TD: Tensor, residual_TD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """``(norm(x + residual), x + residual)`` in one kernel; no residual counts as zero."""
+        normed = rms_norm(x_TD, self.weight, self.eps, residual=residual_TD, numerics=self.numerics)
+        return (normed, x_TD) if residual_TD is None else normed
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, eps={self.eps:g}"

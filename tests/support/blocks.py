@@ -1,0 +1,44 @@
+"""Random GGUF blocks of every type, and gguf-py's opinion of what they mean.
+
+Shapes: N rows, B blocks per row, K weights per row.
+"""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import torch
+
+from oxillama_torch.gguf.types import TYPE_SIZES, GGMLType
+
+# Byte offsets of the float16 fields of each block, from ggml-common.h.
+SCALES = {
+    "F32": [], "F16": [], "BF16": [],
+    "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0],
+    "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208],
+}  # fmt: skip
+TYPES = sorted(SCALES)
+
+
+def random_blocks(name: str, rows: int, columns: int, seed: int = 0) -> torch.Tensor:
+    """uint8 [N, B, block_bytes]: any bytes at all, but with finite scales (some subnormal)."""
+    size = TYPE_SIZES[GGMLType[name]]
+    shape = (rows, columns // size.block_weights, size.block_bytes)
+    blocks = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    for offset in SCALES[name]:
+        blocks[..., offset + 1] &= 0xBF  # the top bit of the exponent: below 2, never inf or NaN
+    return torch.from_numpy(blocks)
+
+
+def oracle(name: str, blocks: torch.Tensor) -> torch.Tensor:
+    """float32 [N, K] of blocks uint8 [N, B, block_bytes], by gguf-py."""
+    rows = np.ascontiguousarray(blocks.flatten(1).numpy())
+    return torch.from_numpy(np.array(gguf.quants.dequantize(rows, gguf.GGMLQuantizationType[name])))
+
+
+def assert_same_bits(got: torch.Tensor, wanted: torch.Tensor) -> None:
+    """Equal as float32 bit patterns; any NaN equals any other."""
+    assert got.dtype == wanted.dtype == torch.float32
+    assert got.shape == wanted.shape
+    same = (got.view(torch.int32) == wanted.view(torch.int32)) | (got.isnan() & wanted.isnan())
+    assert same.all(), f"{(~same).sum()} differ, first at {(~same).nonzero()[0].tolist()}"
