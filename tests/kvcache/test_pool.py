@@ -1,0 +1,50 @@
+"""The pool's tensors and their number, against sizes computed by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from oxillama_torch.config import EngineConfig
+from oxillama_torch.errors import EngineError
+from oxillama_torch.kvcache import pool as pool_module
+from oxillama_torch.kvcache.pool import KVPool, page_bytes, plan_pages
+
+SHAPES = [(2, 8, 4), (1, 16, 16)]
+CPU = torch.device("cpu")
+
+
+def test_layers_have_their_own_shapes_and_start_at_zero():
+    pool = KVPool(SHAPES, num_pages=3, page_size=16, dtype=torch.float16, device="cpu")
+    shapes = [(tuple(k.shape), tuple(v.shape)) for k, v in pool.layers]
+    assert shapes == [((3, 16, 2, 8), (3, 16, 2, 4)), ((3, 16, 1, 16), (3, 16, 1, 16))]
+    assert not any(tensor.any() for pair in pool.layers for tensor in pair)
+    assert pool.nbytes == 3 * page_bytes(SHAPES, 16, torch.float16) == 3 * 16 * 56 * 2
+
+
+def test_clear_touches_only_the_named_pages():
+    pool = KVPool(SHAPES, num_pages=4, page_size=16, dtype=torch.float32, device="cpu")
+    for pair in pool.layers:
+        for tensor in pair:
+            tensor.fill_(torch.nan)
+    pool.clear([1, 3])
+    for pair in pool.layers:
+        for tensor in pair:
+            assert not tensor[[1, 3]].any() and tensor[[0, 2]].isnan().all()
+
+
+def test_number_of_pages_by_count_by_memory_and_by_need():
+    plan = lambda **options: plan_pages(  # noqa: E731
+        EngineConfig(page_size=16, **options), 1000, CPU, useful_tokens=320
+    )
+    assert plan(kv_pages=7) == 7
+    assert plan(kv_memory_bytes=5999) == 5
+    assert plan(kv_memory_bytes=10**9) == 20, "more than can be used is not allocated"
+    with pytest.raises(EngineError, match="no memory for KV pages"):
+        plan(kv_memory_bytes=999)
+
+
+def test_free_memory_bounds_the_default(monkeypatch):
+    monkeypatch.setattr(pool_module, "_free_bytes", lambda device: 40_000)
+    pages = plan_pages(EngineConfig(page_size=16), 1000, CPU, useful_tokens=10**6)
+    assert pages == 10, "a quarter of what is free"
