@@ -64,7 +64,6 @@ class Call:
         numerics: ``"invariant"`` or ``"fast"``.
         type: GGML type name of the weight, upper case, for ops on packed weights.
         m: number of rows.
-        k: length of a row, for ops on packed weights.
     """
 
     device: str
@@ -72,7 +71,6 @@ class Call:
     numerics: str = "invariant"
     type: str | None = None
     m: int = 1
-    k: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,16 @@
 With ``TRITON_INTERPRET=1`` Triton runs kernels as numpy on CPU tensors. That is how they are
 tested without a GPU, and it has limits which kernels meet through these switches: ``tl.dot`` on
 bfloat16 is wrong in the interpreter of Triton 3.6, and inline assembly is not interpreted at all.
+Kernels can also be compiled without a GPU: see ``oxillama_torch.bench.cross_compile``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import os
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import triton
@@ -17,12 +21,17 @@ import triton.language as tl
 __all__ = [
     "DEVICES",
     "INTERPRET",
+    "Variant",
     "dot_dtype",
     "launch_device",
     "multiprocessors",
     "priority",
     "triton_dtype",
 ]
+
+# Fused multiply-add is Triton's default up to 3.9 and not after it; 3.9 warns at every compilation
+# that leaves it open. Said here, results do not change with Triton's version.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 # Whether kernels are interpreted; fixed when a kernel is decorated, so fixed per process.
 INTERPRET: bool = triton.knobs.runtime.interpret
@@ -70,3 +79,28 @@ def multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return 1
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way in which a kernel is compiled, for counting its instructions without a GPU.
+
+    Args:
+        name: such as ``"gemv-q4_k-bf16"``.
+        kernel: the ``@triton.jit`` function.
+        arguments: runtime argument -> Triton type: ``"*bf16"``, ``"*u8"``, ``"i32"``, ``"fp32"``.
+        constants: constexpr argument -> value.
+        aligned: runtime arguments that are multiples of 16, as a launch finds by itself: pointers
+            from torch's allocator, and most sizes.
+        num_warps, num_stages: launch options.
+        weights: weights that one program decodes in one turn of its hot loop; 0 when it has none.
+    """
+
+    name: str
+    kernel: Any
+    arguments: dict[str, str]
+    constants: dict[str, Any] = field(default_factory=dict)
+    aligned: tuple[str, ...] = ()
+    num_warps: int = 4
+    num_stages: int = 3
+    weights: int = 0

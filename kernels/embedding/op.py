@@ -52,10 +52,9 @@ def embedding(
         numerics=numerics,
         type=weight.format.name,
         m=len(ids),
-        k=weight.shape[1],
     )
     return registry.select("embedding", call).function(ids, weight, dtype)
 
 
 _HERE = "oxillama_torch.kernels.embedding"
-registry.declare("embedding", f"{_HERE}.reference")
+registry.declare("embedding", f"{_HERE}.reference", f"{_HERE}.triton_embedding")

@@ -112,7 +112,6 @@ def _call(x: torch.Tensor, weight: PackedTensor, numerics: str) -> registry.Call
         numerics=numerics,
         type=weight.format.name,
         m=x.shape[0],
-        k=x.shape[1],
     )
 
 
@@ -120,8 +119,7 @@ _HERE = "oxillama_torch.kernels.quant_matmul"
 registry.declare(
     "quant_matmul",
     f"{_HERE}.reference",
+    f"{_HERE}.triton_gemv",
+    f"{_HERE}.triton_gemm",
 )
-registry.declare(
-    "quant_matmul_experts",
-    f"{_HERE}.reference",
-)
+registry.declare("quant_matmul_experts", f"{_HERE}.reference", f"{_HERE}.triton_experts")

@@ -1,0 +1,113 @@
+"""The compiled forms of the matmul and embedding kernels, and what each may cost.
+
+``oxillama_torch.bench.cross_compile`` compiles these for GPUs that are not there; a test holds them
+to the budgets below.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton.language as tl
+
+from oxillama_torch.kernels import formats
+from oxillama_torch.kernels.embedding import triton_embedding
+from oxillama_torch.kernels.formats.base import MAX_PLANES, Format
+from oxillama_torch.kernels.quant_matmul import configs
+from oxillama_torch.kernels.quant_matmul.triton_experts import experts_kernel
+from oxillama_torch.kernels.quant_matmul.triton_gemm import gemm_kernel
+from oxillama_torch.kernels.quant_matmul.triton_gemv import gemv_kernel
+from oxillama_torch.kernels.triton_support import Variant
+
+__all__ = ["BUDGETS", "variants"]
+
+_INPUTS = 4096  # a row length that every tile divides
+
+_POINTERS = {
+    torch.uint8: "*u8",
+    torch.int8: "*i8",
+    torch.int32: "*i32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+}
+
+
+def variants() -> list[Variant]:
+    """Every kernel for every format, with bfloat16 activations and the configs used on a GPU."""
+    return [variant for name in formats.known() for variant in _of_format(formats.get(name))]
+
+
+def _of_format(format: Format) -> list[Variant]:
+    gemv = configs.gemv_config()
+    return [
+        _variant("gemv", gemv_kernel, format, gemv),
+        *(
+            _variant(f"gemm{rows}", gemm_kernel, format, configs.gemm_config(rows))
+            for rows in (16, 32, 64, 128)
+        ),
+        _variant("experts", experts_kernel, format, configs.invariant_config()),
+        _embedding(format),
+    ]
+
+
+def _variant(name: str, kernel: Any, format: Format, config: configs.Config) -> Variant:
+    block_k = configs.block_k(format, _INPUTS, config.block_k)
+    constants = {
+        "DECODE": format.decode_tile,
+        "DOT_DTYPE": tl.bfloat16,
+        "HAS_BIAS": False,
+        "EVEN_K": True,
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": block_k,
+    }
+    arguments = {
+        **dict.fromkeys(("x", "bias", "out"), "*bf16"),
+        **dict.fromkeys(("x_stride", "M", "N", "K", "E"), "i32"),
+        **dict.fromkeys(("order", "tile_expert", "tile_start", "expert_start"), "*i64"),
+        **_planes(format),
+    }
+    used = set(kernel.arg_names)
+    return Variant(
+        name=f"{name}-{format.name.lower()}",
+        kernel=kernel,
+        arguments={name: type for name, type in arguments.items() if name in used},
+        constants={name: value for name, value in constants.items() if name in used},
+        aligned=tuple(name for name in arguments if name in used - {"M", "E"}),
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        weights=config.block_n * block_k,
+    )
+
+
+def _embedding(format: Format) -> Variant:
+    block_k = configs.block_k(format, _INPUTS, triton_embedding.BLOCK_K)
+    arguments = {"ids": "*i64", "out": "*bf16", "T": "i32", "K": "i32", **_planes(format)}
+    return Variant(
+        name=f"embedding-{format.name.lower()}",
+        kernel=triton_embedding.embedding_kernel,
+        arguments=arguments,
+        constants={
+            "DECODE": format.decode_tile,
+            "BLOCK_T": triton_embedding.BLOCK_T,
+            "BLOCK_K": block_k,
+        },
+        aligned=tuple(name for name in arguments if name != "T"),
+        num_warps=triton_embedding.NUM_WARPS,
+    )
+
+
+def _planes(format: Format) -> dict[str, str]:
+    """Pointer and stride types of a format's planes, as ``PackedTensor.tile_args`` gives them."""
+    block = torch.zeros(1, 1, format.block_bytes, dtype=torch.uint8)
+    types = [_POINTERS[plane.dtype] for plane in format.repack(block).values()]
+    types += types[:1] * (MAX_PLANES - len(types))
+    return {
+        **{f"p{i}": type for i, type in enumerate(types)},
+        **{f"s{i}": "i32" for i in range(MAX_PLANES)},
+    }
+
+
+BUDGETS: dict[str, float] = {}
