@@ -12,7 +12,7 @@ Work is cut into fixed pieces at absolute positions, whatever the batch looks li
 The maximum of a row is exact in any order, its sums over KV tiles are added in order of position,
 and a tile that a row cannot see adds an exact zero. Hence decoding, prefill in one piece and in any
 chunks, alone or in a batch, give the same bits, provided that a matrix of ``torch.bmm`` does not
-depend on the others of its batch. On CPU that holds for R and C that are multiples of 16 (tested;
+depend on the others of its batch. On CPU that holds for R and C that are multiples of 8 (tested;
 with MKL and 7 rows it does not hold).
 
 Query tiles are computed in order of falling number of items, and items step by step: step s holds
@@ -34,15 +34,15 @@ from oxillama_torch.kernels.registry import register
 __all__ = ["KV_TILE", "attention", "tokens_per_tile"]
 
 KV_TILE = 32
-_ROWS = 16
+_ROWS = 8  # rows of a query tile are a multiple of it
 # Query tiles are computed in groups that gather about this much of K: a group stays in the cache,
 # and the allocator hands the same memory to the next one.
 _GROUP_BYTES = 4 << 20
 
 
 def tokens_per_tile(group: int) -> int:
-    """Query tokens of a tile of ``group`` heads each."""
-    return max(1, _ROWS // group)
+    """Query tokens of a tile of ``group`` heads each: few, as decoding fills only one of them."""
+    return max(2, _ROWS // group)
 
 
 @dataclass
