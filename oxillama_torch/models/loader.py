@@ -19,9 +19,10 @@ from oxillama_torch.layers.norm import RMSNorm
 from oxillama_torch.layers.rope import HeadNorms, RotaryEmbedding
 from oxillama_torch.models.config import LayerConfig, ModelConfig
 from oxillama_torch.models.decoder import Decoder, DecoderLayer
+from oxillama_torch.models.memory import memory_plan
 from oxillama_torch.models.weights import Weights
 
-__all__ = ["load_model"]
+__all__ = ["load_model", "memory_plan"]
 
 
 def load_model(

@@ -1,0 +1,96 @@
+"""How much memory a model will take, known from the file's header alone.
+
+N output rows, K input weights per row.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+
+from oxillama_torch.gguf.reader import GGUFFile, TensorInfo
+from oxillama_torch.gguf.types import GGMLType, row_bytes
+from oxillama_torch.kernels.formats import PackedTensor
+from oxillama_torch.models.config import ModelConfig
+
+__all__ = ["MemoryPlan", "memory_plan"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """Bytes by purpose.
+
+    Args:
+        weights_bytes: packed weights, norms and biases, padding included; exact.
+        kv_bytes_per_token: keys and values of one token in all layers; exact.
+        workspace_bytes: activations of a step and logits; an estimate from above.
+    """
+
+    weights_bytes: int
+    kv_bytes_per_token: int
+    workspace_bytes: int
+
+    def total_bytes(self, kv_tokens: int) -> int:
+        """Everything, with pages for ``kv_tokens`` tokens of all requests together."""
+        return self.weights_bytes + self.workspace_bytes + kv_tokens * self.kv_bytes_per_token
+
+
+def memory_plan(
+    gguf: GGUFFile,
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype = torch.float32,
+    max_batch_tokens: int = 512,
+    max_batch_size: int = 64,
+) -> MemoryPlan:
+    """Plan the memory of a model before anything of it is loaded.
+
+    Args:
+        gguf: the open file; config: what its metadata say.
+        dtype: of activations, keys and values.
+        max_batch_tokens: tokens of one step.
+        max_batch_size: requests of one step, each with a row of logits.
+
+    Raises:
+        UnsupportedError: a tensor's type has no format.
+    """
+    kv_elements = sum(
+        layer.num_kv_heads * (config.key_dim + config.value_dim) for layer in config.layers
+    )
+    return MemoryPlan(
+        weights_bytes=sum(_loaded_bytes(info) for info in gguf.tensors.values()),
+        kv_bytes_per_token=kv_elements * dtype.itemsize,
+        workspace_bytes=_workspace_bytes(config, max_batch_tokens, max_batch_size),
+    )
+
+
+def _loaded_bytes(info: TensorInfo) -> int:
+    """Bytes of a tensor once it is loaded: vectors become float32, rows of planes are padded."""
+    if len(info.shape) == 1:
+        return 4 * info.shape[0]
+    return math.prod(info.shape[:-1]) * _packed_row_bytes(info.type, info.shape[-1])
+
+
+@functools.cache
+def _packed_row_bytes(type: GGMLType, weights: int) -> int:
+    data = torch.zeros(row_bytes(type, weights), dtype=torch.uint8)
+    return PackedTensor.from_bytes(type, data, (1, weights)).nbytes
+
+
+def _workspace_bytes(config: ModelConfig, tokens: int, requests: int) -> int:
+    """The widest moment of a layer, in float32: its input, residual and output, and inside them
+    either q, k, v and the result or the three intermediates of the feed-forward layer."""
+    used = 1 if config.experts is None else config.experts.used
+    widest = max(
+        max(
+            (2 * layer.num_heads + 2 * layer.num_kv_heads) * max(config.key_dim, config.value_dim),
+            used * (3 * layer.intermediate_size + 2 * config.hidden_size),
+        )
+        for layer in config.layers
+    )
+    activations = tokens * (4 * config.hidden_size + widest)
+    # the logits, and the sorted copy that sampling makes of them
+    return 4 * (activations + 2 * requests * config.vocab_size)
