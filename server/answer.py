@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Iterator
-from typing import Protocol
 
-from flask import Response, current_app, g
+from flask import Response, current_app, g, request
 
-from oxillama_torch.errors import OxiLlamaError
 from oxillama_torch.server import sse
+from oxillama_torch.server.event_stream import EventStream, Form
 from oxillama_torch.server.http import client_socket
 from oxillama_torch.server.lifecycle import Lifecycle
-from oxillama_torch.server.output import ClientGone, Generation, Output, Ping
+from oxillama_torch.server.output import ClientGone, Generation
+from oxillama_torch.server.output_thread import OutputThread
 from oxillama_torch.server.service import Service
 from oxillama_torch.server.watcher import DisconnectWatcher
 
-__all__ = ["Form", "answer", "deadline_of"]
-
-log = logging.getLogger(__name__)
-
-
-class Form(Protocol):
-    """How a route words its outputs."""
-
-    def chunks(self, output: Output) -> Iterator[dict]: ...
-    def last_chunk(self) -> dict | None: ...
-    def whole(self, outputs: Iterator[Output]) -> Response: ...
+__all__ = ["answer", "deadline_of"]
 
 
 def deadline_of(service: Service) -> float | None:
@@ -37,9 +26,7 @@ def deadline_of(service: Service) -> float | None:
     return None if timeout_s is None else time.monotonic() + timeout_s
 
 
-def answer(
-    service: Service, generation: Generation, form: Form, *, stream: bool, ignored: list[str]
-) -> Response:
+def answer(generation: Generation, form: Form, *, stream: bool, ignored: list[str]) -> Response:
     """The response to a request whose generation has been submitted.
 
     Args:
@@ -53,8 +40,8 @@ def answer(
     guard.enter_context(lifecycle.running(generation.abort))
     guard.enter_context(watcher.watching(client_socket(), generation.client_gone))
     if stream:
-        events = _stream(generation, form, service.config.ping_interval_s, g.request_id)
-        response = Response(events, mimetype="text/event-stream", headers=sse.HEADERS)
+        body = _stream(EventStream(generation, form, g.request_id))
+        response = Response(body, mimetype="text/event-stream", headers=sse.HEADERS)
         # Not in the generator: one that was never started runs no clean-up.
         response.call_on_close(guard.close)
     else:
@@ -68,26 +55,22 @@ def answer(
     return response
 
 
-def _stream(
-    generation: Generation,
-    form: Form,
-    ping_interval_s: float,
-    request_id: str,
-) -> Iterator[bytes]:
-    """Events of a stream. No exception leaves it: a client would see a cut connection."""
-    try:
-        for output in generation.outputs(ping_interval_s):
-            if isinstance(output, Ping):
-                yield sse.PING
-            for chunk in form.chunks(output):
-                yield sse.frame(chunk)
-        last = form.last_chunk()
-        if last is not None:
-            yield sse.frame(last)
-    except ClientGone:
-        return
-    except Exception as error:
-        if not isinstance(error, OxiLlamaError):
-            log.exception("request %s failed while streaming", request_id)
-        yield sse.error_frame(error)
-    yield sse.DONE
+def _stream(events: EventStream) -> Iterator[bytes]:
+    """The body of a stream.
+
+    Where the socket is ours to write to, the output thread writes the events and the request's
+    thread only waits: waking a thread for each token would cost more than the token. Elsewhere
+    (the test client, TLS, another server) the events leave through the generator.
+    """
+    output: OutputThread = current_app.extensions["output_thread"]
+    sock = client_socket()
+    if sock is None or not OutputThread.can_write(sock):
+        return events.frames(output.ping_interval_s)
+    chunked = request.environ.get("SERVER_PROTOCOL") == "HTTP/1.1"
+    return _written(events, output, sock, chunked)
+
+
+def _written(events: EventStream, output: OutputThread, sock, chunked: bool) -> Iterator[bytes]:
+    # The server writes the head of the response with its first bytes.
+    yield sse.PING
+    output.write(events, sock, chunked=chunked)

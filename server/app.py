@@ -10,10 +10,11 @@ from oxillama_torch.server import errors, http
 from oxillama_torch.server.lifecycle import Lifecycle
 from oxillama_torch.server.native import routes as native
 from oxillama_torch.server.openai import chat, completions, models
+from oxillama_torch.server.output_thread import OutputThread
 from oxillama_torch.server.service import Service
 from oxillama_torch.server.watcher import DisconnectWatcher
 
-__all__ = ["create_app"]
+__all__ = ["close_app", "create_app"]
 
 
 def create_app(config: ServerConfig | None = None, engine: LLM | Service | None = None) -> Flask:
@@ -28,13 +29,22 @@ def create_app(config: ServerConfig | None = None, engine: LLM | Service | None 
     if engine is None:
         engine = LLM.from_config(from_environment(EngineConfig()))
     service = engine if isinstance(engine, Service) else Service.from_llm(engine, config)
-    app = Flask(__name__)
+    app = Flask(__name__, static_folder=None)
     app.json.sort_keys = False
     app.extensions["service"] = service
     app.extensions["disconnect_watcher"] = DisconnectWatcher()
     app.extensions["lifecycle"] = Lifecycle()
+    app.extensions["output_thread"] = OutputThread(
+        service.config.ping_interval_s, service.config.send_timeout_s
+    )
     http.install(app, service.config)
     errors.install(app)
     for module in (chat, completions, models, native):
         app.register_blueprint(module.blueprint(service))
     return app
+
+
+def close_app(app: Flask) -> None:
+    """Stop the application's own threads; the engine is its owner's."""
+    app.extensions["disconnect_watcher"].close()
+    app.extensions["output_thread"].close()

@@ -40,7 +40,9 @@ def on_starting(server) -> None:
 
 def worker_exit(server, worker) -> None:
     """Stop the batching thread and the template worker with the process."""
+    from oxillama_torch.server.app import close_app  # imports torch: not in the master
+
     app = getattr(worker, "wsgi", None)
     if app is not None and hasattr(app, "extensions"):
-        app.extensions["disconnect_watcher"].close()
+        close_app(app)
         app.extensions["service"].close()

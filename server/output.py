@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from oxillama_torch.engine.request import (
@@ -26,7 +26,7 @@ from oxillama_torch.sampling.params import MAX_SEED, SamplingParams
 from oxillama_torch.server.service import Service
 from oxillama_torch.tokenizer.text_stream import TextStream
 
-__all__ = ["Choice", "ClientGone", "Finished", "Generation", "Piece", "Ping", "Started"]
+__all__ = ["Choice", "ClientGone", "Finished", "Generation", "Output", "Piece", "Started"]
 
 
 class ClientGone(Exception):  # noqa: N818 (no error of ours: nobody is left to be told)
@@ -62,12 +62,7 @@ class Finished:
     completion_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ping:
-    """Nothing happened for a while."""
-
-
-Output = Started | Piece | Finished | Ping
+Output = Started | Piece | Finished
 
 
 @dataclass(slots=True)
@@ -99,6 +94,7 @@ class Generation:
     ) -> None:
         self._service = service
         self._queue: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
+        self._listener: Callable[[], None] | None = None
         self._end_with: Exception | None = None
         self.choices: list[Choice] = []
         self.seed = params.seed if params.seed is not None else secrets.randbelow(MAX_SEED)
@@ -116,7 +112,7 @@ class Generation:
         index = len(self.choices)
         request = GenerationRequest(prompt_token_ids=prompt, params=params, deadline=deadline)
         handle = self._service.engine.submit(
-            request, sink=lambda _, event: self._queue.put((index, event))
+            request, sink=lambda _, event: self._receive(index, event)
         )
         self.choices.append(Choice(handle, TextStream(self._service.tokenizer, params.stop)))
 
@@ -132,28 +128,49 @@ class Generation:
         self.cancel()
 
     def client_gone(self) -> None:
-        """The client has left: ``outputs`` raises ClientGone."""
+        """The client has left: whoever reads outputs gets ClientGone."""
         self.abort(ClientGone())
 
-    def outputs(self, ping_interval_s: float | None = None) -> Iterator[Output]:
-        """All outputs of all choices as they come, with a Ping after each silent interval.
+    def notify(self, listener: Callable[[], None]) -> None:
+        """Have ``listener`` called (in the batching thread, so it must not block) on every event.
+
+        It is called once at once: events may have come before.
+        """
+        self._listener = listener
+        listener()
+
+    def _receive(self, index: int, event: Event) -> None:
+        self._queue.put((index, event))
+        if self._listener is not None:
+            self._listener()
+
+    @property
+    def finished(self) -> bool:
+        """Whether every choice has ended."""
+        return all(choice.finished for choice in self.choices)
+
+    def poll(self, timeout_s: float | None = 0.0) -> Iterator[Output]:
+        """Outputs of the events that have come, waiting ``timeout_s`` (None: for ever) for one.
 
         Raises:
-            the error of a choice that failed (after cancelling the others); ClientGone.
+            the error of a choice that failed; ClientGone. The caller cancels what is left.
         """
-        unfinished = len(self.choices)
         try:
-            while unfinished:
-                try:
-                    index, event = self._queue.get(timeout=ping_interval_s)
-                except queue.Empty:
-                    yield Ping()
-                    continue
-                for output in self._convert(index, event):
-                    yield output
-                    unfinished -= isinstance(output, Finished)
-        finally:
-            self.cancel()
+            # queue.get with a timeout of 0 would still go through the slow path.
+            event = self._queue.get(timeout=timeout_s) if timeout_s != 0 else self._next()
+            while True:
+                yield from self._convert(*event)
+                event = self._next()
+        except queue.Empty:
+            return
+
+    def _next(self) -> tuple[int, Event]:
+        return self._queue.get_nowait()
+
+    def outputs(self) -> Iterator[Output]:
+        """All outputs of all choices as they come; raises as ``poll``."""
+        while not self.finished:
+            yield from self.poll(None)
 
     def _convert(self, index: int, event: Event) -> Iterator[Output]:
         choice = self.choices[index]

@@ -33,7 +33,7 @@ def blueprint(service: Service) -> Blueprint:
         params = body.sampling_params(service.tokenizer.vocab_size)
         generation = Generation(service, [_prompt(body, service)], params, deadline_of(service))
         form = ChatForm(service, params.n, params.logprobs is not None, include_usage)
-        return answer(service, generation, form, stream=body.stream, ignored=ignored)
+        return answer(generation, form, stream=body.stream, ignored=ignored)
 
     return routes
 

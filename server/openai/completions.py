@@ -34,7 +34,7 @@ def blueprint(service: Service) -> Blueprint:
         params = body.sampling_params(service.tokenizer.vocab_size)
         generation = Generation(service, prompts, params, deadline_of(service))
         form = CompletionForm(service, body, prompts, params.n)
-        return answer(service, generation, form, stream=body.stream, ignored=ignored)
+        return answer(generation, form, stream=body.stream, ignored=ignored)
 
     return routes
 

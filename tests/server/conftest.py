@@ -4,7 +4,7 @@ import pytest
 
 from oxillama_torch.config import ServerConfig
 from oxillama_torch.llm import LLM
-from oxillama_torch.server.app import create_app
+from oxillama_torch.server.app import close_app, create_app
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +25,7 @@ def make_app(llm):
 
     yield make
     for app in apps:
-        app.extensions["disconnect_watcher"].close()
+        close_app(app)
 
 
 @pytest.fixture

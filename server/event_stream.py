@@ -1,0 +1,69 @@
+"""The server-sent events of one generation, whoever writes them to the client."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Protocol
+
+from flask import Response
+
+from oxillama_torch.errors import OxiLlamaError
+from oxillama_torch.server import sse
+from oxillama_torch.server.output import ClientGone, Generation, Output
+
+__all__ = ["EventStream", "Form"]
+
+log = logging.getLogger(__name__)
+
+
+class Form(Protocol):
+    """How a route words its outputs."""
+
+    def chunks(self, output: Output) -> Iterator[dict]: ...
+    def last_chunk(self) -> dict | None: ...
+    def whole(self, outputs: Iterator[Output]) -> Response: ...
+
+
+class EventStream:
+    """Frames of one generation. No exception leaves it: a client would see a cut connection.
+
+    Args:
+        generation: where outputs come from.
+        form: how they are worded.
+        request_id: for the log.
+    """
+
+    def __init__(self, generation: Generation, form: Form, request_id: str) -> None:
+        self.generation = generation
+        self._form = form
+        self._request_id = request_id
+        self.ended = False
+
+    def ready(self, timeout_s: float = 0.0) -> bytes:
+        """The frames that can be sent now, after waiting up to ``timeout_s`` for the first."""
+        frames: list[bytes] = []
+        try:
+            for output in self.generation.poll(timeout_s):
+                frames += map(sse.frame, self._form.chunks(output))
+            if not self.generation.finished:
+                return b"".join(frames)
+            if (last := self._form.last_chunk()) is not None:
+                frames.append(sse.frame(last))
+        except ClientGone:
+            self.ended = True
+            return b""
+        except Exception as error:
+            if not isinstance(error, OxiLlamaError):
+                log.exception("request %s failed while streaming", self._request_id)
+            self.generation.cancel()
+            frames.append(sse.error_frame(error))
+        self.ended = True
+        return b"".join([*frames, sse.DONE])
+
+    def frames(self, ping_interval_s: float) -> Iterator[bytes]:
+        """All frames as they come, with a ping after each silent interval."""
+        while not self.ended:
+            data = self.ready(ping_interval_s)
+            if data or not self.ended:
+                yield data or sse.PING

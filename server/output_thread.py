@@ -1,0 +1,203 @@
+"""One thread that writes the events of all streams to their sockets.
+
+A thread per stream that is woken for every token spends its time on waking: at a thousand streams
+one writing thread delivers several times as many events and leaves the batching thread alone.
+
+The thread sleeps in epoll until the batching thread has events (an eventfd) or a slow socket takes
+bytes again. What a socket does not take waits in a bounded buffer; a reader that stays behind
+loses its own stream, and nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import os
+import select
+import socket
+import ssl
+import threading
+import time
+
+from oxillama_torch.server import sse
+from oxillama_torch.server.event_stream import EventStream
+
+__all__ = ["OutputThread"]
+
+log = logging.getLogger(__name__)
+
+_BUFFER_BYTES = 1024 * 1024
+
+
+class _Stream:
+    """One stream being written."""
+
+    def __init__(self, events: EventStream, sock: socket.socket, chunked: bool) -> None:
+        self.events = events
+        self.sock = sock
+        self.chunked = chunked
+        self.buffer = bytearray()
+        self.blocked_since: float | None = None
+        self.last_write = time.monotonic()
+        self.noted = False
+        self.done = threading.Event()
+
+    def add(self, data: bytes) -> None:
+        """Queue bytes, framed as the response is."""
+        self.buffer += b"%X\r\n%b\r\n" % (len(data), data) if self.chunked else data
+
+
+class OutputThread:
+    """Writes streams until it is closed; its thread starts on first use.
+
+    Args:
+        ping_interval_s: a stream that is silent for so long gets a comment.
+        send_timeout_s: a socket that takes nothing for so long is given up.
+    """
+
+    def __init__(self, ping_interval_s: float, send_timeout_s: float) -> None:
+        self.ping_interval_s = ping_interval_s
+        self._send_timeout_s = send_timeout_s
+        self._epoll = select.epoll()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._wake_fd, select.EPOLLIN)
+        self._noted: collections.deque[_Stream] = collections.deque()
+        self._streams: dict[int, _Stream] = {}
+        self._thread: threading.Thread | None = None
+        self._start_lock = threading.Lock()
+        self._closing = False
+        self._next_check = 0.0
+
+    @staticmethod
+    def can_write(sock: socket.socket) -> bool:
+        """Whether bytes put on ``sock`` reach the client as they are."""
+        return not isinstance(sock, ssl.SSLSocket)
+
+    def write(self, events: EventStream, sock: socket.socket, *, chunked: bool) -> None:
+        """Write a stream to its end; returns when it has ended, or its client has gone.
+
+        Args:
+            events: what to write.
+            sock: nothing else may write to it meanwhile.
+            chunked: frame as HTTP/1.1 chunks (the last, empty one is the server's).
+        """
+        self._start()
+        stream = _Stream(events, sock, chunked)
+        events.generation.notify(lambda: self._note(stream))
+        stream.done.wait()
+
+    def _note(self, stream: _Stream) -> None:
+        """Remember that a stream has events (any thread). One wake-up serves a whole step."""
+        if not stream.noted:
+            stream.noted = True
+            self._noted.append(stream)
+            os.eventfd_write(self._wake_fd, 1)
+
+    def _start(self) -> None:
+        with self._start_lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="output", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while not self._closing:
+            for fd, _ in self._epoll.poll(self._pause_s()):
+                if fd == self._wake_fd:
+                    os.eventfd_read(self._wake_fd)
+                elif fd in self._streams:
+                    self._guarded(self._send, self._streams[fd])
+            while self._noted:
+                stream = self._noted.popleft()
+                # Before reading: an event that comes now notes the stream again.
+                stream.noted = False
+                self._guarded(self._take, stream)
+            self._check()
+
+    def _guarded(self, step, stream: _Stream) -> None:
+        """A bug in one stream must not end the others."""
+        try:
+            step(stream)
+        except Exception:
+            log.exception("a stream failed in the output thread")
+            self._give_up(stream)
+
+    def _take(self, stream: _Stream) -> None:
+        """Move what the stream has to say to its buffer, and from there to the socket."""
+        if stream.done.is_set():
+            return
+        self._streams.setdefault(stream.sock.fileno(), stream)
+        data = stream.events.ready()
+        if data:
+            stream.add(data)
+        self._send(stream)
+
+    def _send(self, stream: _Stream) -> None:
+        now = time.monotonic()
+        try:
+            while stream.buffer:
+                sent = stream.sock.send(stream.buffer, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                del stream.buffer[:sent]
+                stream.last_write = now
+                self._unblock(stream)
+        except BlockingIOError:
+            self._block(stream, now)
+            return
+        except OSError:
+            self._give_up(stream)
+            return
+        if stream.events.ended:
+            self._finish(stream)
+
+    def _block(self, stream: _Stream, now: float) -> None:
+        if len(stream.buffer) > _BUFFER_BYTES:
+            self._give_up(stream)
+        elif stream.blocked_since is None:
+            stream.blocked_since = now
+            self._epoll.register(stream.sock.fileno(), select.EPOLLOUT)
+
+    def _unblock(self, stream: _Stream) -> None:
+        if stream.blocked_since is not None:
+            stream.blocked_since = None
+            self._epoll.unregister(stream.sock.fileno())
+
+    def _give_up(self, stream: _Stream) -> None:
+        """The client does not read, or has gone: end the request and cut the connection."""
+        stream.events.generation.client_gone()
+        with contextlib.suppress(OSError):
+            stream.sock.shutdown(socket.SHUT_RDWR)
+        self._finish(stream)
+
+    def _finish(self, stream: _Stream) -> None:
+        with contextlib.suppress(OSError):
+            self._unblock(stream)
+        self._streams.pop(stream.sock.fileno(), None)
+        stream.done.set()
+
+    def _pause_s(self) -> float:
+        return max(0.0, self._next_check - time.monotonic()) if self._streams else -1
+
+    def _check(self) -> None:
+        """Now and then: pings for silent streams, the end for blocked ones."""
+        now = time.monotonic()
+        if now < self._next_check:
+            return
+        self._next_check = now + min(1.0, self.ping_interval_s / 2)
+        for stream in list(self._streams.values()):
+            if stream.blocked_since is not None:
+                if now - stream.blocked_since > self._send_timeout_s:
+                    self._give_up(stream)
+            elif now - stream.last_write >= self.ping_interval_s:
+                stream.add(sse.PING)
+                self._guarded(self._send, stream)
+
+    def close(self) -> None:
+        """Stop the thread; streams in progress end."""
+        if self._thread is not None:
+            self._closing = True
+            os.eventfd_write(self._wake_fd, 1)
+            self._thread.join()
+            for stream in list(self._streams.values()):
+                self._give_up(stream)
+        self._epoll.close()
+        os.close(self._wake_fd)
