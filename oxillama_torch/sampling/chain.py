@@ -79,12 +79,15 @@ def _sample(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
     scaled = (logits - logits.amax(-1, keepdim=True)) / temperature[:, None].to(torch.float32)
     mass = weights(scaled, torch.zeros_like(scaled[:, :1]))
     filtered = [index for index, row in enumerate(rows) if row.filtered]
-    if len(filtered) == len(rows):
-        mass = keep_top(scaled, mass, top_k.to(torch.int64), top_p)
-    elif filtered:
+    if filtered:
         index = torch.tensor(filtered, device=logits.device)
+        limits = [k for row in rows if (k := row.params.top_k) < logits.shape[-1]]
         mass[index] = keep_top(
-            scaled[index], mass[index], top_k[index].to(torch.int64), top_p[index]
+            scaled[index],
+            mass[index],
+            top_k[index].to(torch.int64),
+            top_p[index],
+            largest_k=max(limits, default=0),
         )
     if any(row.params.min_p for row in rows):
         mass = drop_below_min_p(mass, min_p)

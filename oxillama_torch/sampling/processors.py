@@ -89,7 +89,12 @@ def penalise(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> None:
 
 
 def keep_top(
-    x: torch.Tensor, mass: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor
+    x: torch.Tensor,
+    mass: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    *,
+    largest_k: int,
 ) -> torch.Tensor:
     """Weights with everything outside top-k, then outside the nucleus, set to zero.
 
@@ -97,27 +102,30 @@ def keep_top(
     ``top_p`` (Holtzman et al. 2020, arXiv:1904.09751); it holds at least one token. Equal logits
     count in order of their ids.
 
+    A nucleus without top-k may hold any number of tokens. Sorting them all is slow, so the
+    likeliest few are looked at first, and more only if some row needs them.
+
     Args:
         x: float32 [R, V], what decides the order.
         mass: int64 [R, V], weights of ``x``.
-        top_k: int64 [R], between 1 and V.
+        top_k: int64 [R], between 1 and V; V keeps all.
         top_p: float64 [R].
+        largest_k: the largest of ``top_k`` below V, 0 if there is none.
 
     Returns: int64 [R, V].
     """
     keys = ordered_keys(x)
     vocabulary = x.shape[-1]
     total = mass.sum(-1)
-    size = min(_FIRST_CANDIDATES, vocabulary)
+    size = min(max(_FIRST_CANDIDATES, largest_k), vocabulary)
     while True:
         values, columns = keys.topk(size)
         kept_by_k = torch.arange(size, device=x.device) < top_k[:, None]
         ranked = mass.gather(1, columns).masked_fill_(~kept_by_k, 0)
         cumulative = ranked.cumsum(-1)
-        complete = top_k <= size
         share = torch.where(top_k < vocabulary, cumulative[:, -1], total)
         wanted = top_p * share.to(torch.float64)
-        if size == vocabulary or bool((complete | (cumulative[:, -1] >= wanted)).all()):
+        if size == vocabulary or bool((cumulative[:, -1] >= wanted).all()):
             break
         size = min(size * _GROWTH, vocabulary)
     inside = kept_by_k & ((cumulative - ranked).to(torch.float64) < wanted[:, None])

@@ -38,7 +38,8 @@ class TokenHistory:
 
     def add(self, token_id: int) -> None:
         """Count one generated token."""
-        self._counts[self._slot(token_id)] += 1
+        slot = self._slot(token_id)  # may replace the arrays
+        self._counts[slot] += 1
 
     def _slot(self, token_id: int) -> int:
         slot = self._index.setdefault(token_id, len(self._index))
