@@ -273,6 +273,8 @@ def dequantize(type: str | GGMLType, data: bytes | np.ndarray | Tensor) -> Tenso
             f"{format.name} data is uint8 in multiples of {format.block_bytes} bytes, "
             f"not {data.dtype} {list(data.shape)}"
         )
+    if data.storage_offset() % 8:
+        data = data.clone()  # float16 fields must lie on even offsets of the storage
     blocks = data.unflatten(-1, (data.shape[-1] // format.block_bytes, format.block_bytes))
     return format.dequantize(blocks).flatten(-2)
 

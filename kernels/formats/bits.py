@@ -8,12 +8,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["bit_planes", "float16_at", "join_bytes", "join_scales6", "split_scales6"]
+__all__ = ["bit_planes", "float16_at", "int32_at", "join_bytes", "join_scales6", "split_scales6"]
 
 
 def float16_at(blocks: Tensor, start: int, count: int = 1) -> Tensor:
     """``count`` little-endian float16 at byte ``start`` of each block: [..., count]."""
     return blocks[..., start : start + 2 * count].view(torch.float16)
+
+
+def int32_at(blocks: Tensor, start: int) -> Tensor:
+    """The little-endian 32 bits at byte ``start`` of each block, aligned or not: [..., 1]."""
+    # A copy always: a lone block counts as contiguous wherever it starts.
+    field = blocks[..., start : start + 4].clone(memory_format=torch.contiguous_format)
+    return field.view(torch.int32)
 
 
 def join_bytes(*fields: Tensor) -> Tensor:

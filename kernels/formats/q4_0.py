@@ -14,7 +14,7 @@ from torch import Tensor
 from oxillama_torch.gguf.types import GGMLType
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.formats.bits import float16_at, join_bytes
-from oxillama_torch.kernels.formats.tile import jit, tl
+from oxillama_torch.kernels.formats.tile import jit, nibbles, small_to_float, tl
 
 
 def split(blocks: Tensor) -> dict[str, Tensor]:
@@ -38,13 +38,12 @@ def decode_tile(
 ):  # fmt: skip
     """Planes: qs, d."""
     block = k0 // 32 + tl.arange(0, BLOCK_K // 32)
-    j = tl.arange(0, 32)
     mask = row_mask[:, None]
     d = tl.load(p1 + rows[:, None] * s1 + block[None, :], mask=mask, other=0.0).to(tl.float32)
-    byte = (block * 16)[:, None] + (j % 16)[None, :]
+    byte = (block * 16)[:, None] + tl.arange(0, 16)[None, :]
     qs = tl.load(p0 + rows[:, None, None] * s0 + byte[None], mask=mask[:, :, None], other=0)
-    q = ((qs >> (j // 16 * 4)[None, None, :]) & 15) - 8
-    w = q.to(tl.float32) * d[:, :, None]
+    q = nibbles(qs.to(tl.int32))
+    w = small_to_float(q, 8) * d[:, :, None]
     return w.reshape(BLOCK_N, BLOCK_K)
 
 

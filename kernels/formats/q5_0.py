@@ -2,25 +2,26 @@
 
 Layout (``block_q5_0`` in ggml-common.h):
     byte 0   d    float16
-    byte 2   qh   uint8 [4]: bit j % 8 of byte j // 8 is the high bit of weight j
+    byte 2   qh   uint32, not aligned: bit j is the high bit of weight j
     byte 6   qs   uint8 [16]: low bits of weight j in the low nibble of byte j, those of weight
                   j + 16 in the high one
 
-Shapes: see ``base.py``. Planes per block: qs uint8 [16], qh uint8 [4], d float16 [1].
+Shapes: see ``base.py``. Planes per block: qs uint8 [16], qh int32 [1], d float16 [1].
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from oxillama_torch.gguf.types import GGMLType
 from oxillama_torch.kernels.formats.base import Format
-from oxillama_torch.kernels.formats.bits import bit_planes, float16_at, join_bytes
-from oxillama_torch.kernels.formats.tile import jit, tl
+from oxillama_torch.kernels.formats.bits import bit_planes, float16_at, int32_at, join_bytes
+from oxillama_torch.kernels.formats.tile import jit, nibbles, small_to_float, tl
 
 
 def split(blocks: Tensor) -> dict[str, Tensor]:
-    return {"qs": blocks[..., 6:], "qh": blocks[..., 2:6], "d": float16_at(blocks, 0)}
+    return {"qs": blocks[..., 6:], "qh": int32_at(blocks, 2), "d": float16_at(blocks, 0)}
 
 
 def join(qs: Tensor, qh: Tensor, d: Tensor) -> Tensor:
@@ -34,7 +35,7 @@ def decode(out: Tensor, qs: Tensor, qh: Tensor, d: Tensor) -> None:
 
 def write_quants(out: Tensor, qs: Tensor, qh: Tensor) -> None:
     """The 5-bit quants that Q5_0 and Q5_1 have in common, 0 to 31, as float32 [..., 32]."""
-    high = bit_planes(qh, 16)
+    high = bit_planes(qh.view(torch.uint8), 16)
     out[..., :16].copy_(qs & 15 | high[..., :16])
     out[..., 16:].copy_(qs >> 4 | high[..., 16:])
 
@@ -42,15 +43,12 @@ def write_quants(out: Tensor, qs: Tensor, qh: Tensor) -> None:
 @jit
 def quants_tile(p_qs, p_qh, s_qs, s_qh, rows, row_mask, block):
     """The same for a tile: int32 [BLOCK_N, blocks, 32]; ``block`` is int32 [blocks]."""
-    j = tl.arange(0, 32)
-    row, mask = rows[:, None, None], row_mask[:, None, None]
-    low_byte = (block * 16)[:, None] + (j % 16)[None, :]
-    high_byte = (block * 4)[:, None] + (j // 8)[None, :]
-    qs = tl.load(p_qs + row * s_qs + low_byte[None], mask=mask, other=0)
-    qh = tl.load(p_qh + row * s_qh + high_byte[None], mask=mask, other=0)
-    low = (qs >> (j // 16 * 4)[None, None, :]) & 15
-    high = (qh >> (j % 8)[None, None, :]) & 1
-    return low | high << 4
+    byte = (block * 16)[:, None] + tl.arange(0, 16)[None, :]
+    mask = row_mask[:, None]
+    qs = tl.load(p_qs + rows[:, None, None] * s_qs + byte[None], mask=mask[:, :, None], other=0)
+    qh = tl.load(p_qh + rows[:, None] * s_qh + block[None, :], mask=mask, other=0)
+    high = (qh[:, :, None] >> tl.arange(0, 32)[None, None, :]) & 1
+    return nibbles(qs.to(tl.int32)) | high << 4
 
 
 @jit
@@ -62,9 +60,9 @@ def decode_tile(
     block = k0 // 32 + tl.arange(0, BLOCK_K // 32)
     d_at = p2 + rows[:, None] * s2 + block[None, :]
     d = tl.load(d_at, mask=row_mask[:, None], other=0.0).to(tl.float32)
-    q = quants_tile(p0, p1, s0, s1, rows, row_mask, block) - 16
-    w = q.to(tl.float32) * d[:, :, None]
+    q = quants_tile(p0, p1, s0, s1, rows, row_mask, block)
+    w = small_to_float(q, 16) * d[:, :, None]
     return w.reshape(BLOCK_N, BLOCK_K)
 
 
-FORMAT = Format(GGMLType.Q5_0, {"qs": 16, "qh": 4, "d": 1}, split, join, decode, decode_tile)
+FORMAT = Format(GGMLType.Q5_0, {"qs": 16, "qh": 1, "d": 1}, split, join, decode, decode_tile)

@@ -2,10 +2,10 @@
 
 Layout (``block_q5_1`` in ggml-common.h):
     byte 0   d, m   float16 [2]
-    byte 4   qh     uint8 [4]   as in Q5_0
+    byte 4   qh     uint32      as in Q5_0
     byte 8   qs     uint8 [16]  as in Q5_0
 
-Shapes: see ``base.py``. Planes per block: qs uint8 [16], qh uint8 [4], dm float16 [2] (d, m).
+Shapes: see ``base.py``. Planes per block: qs uint8 [16], qh int32 [1], dm float16 [2] (d, m).
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from oxillama_torch.gguf.types import GGMLType
 from oxillama_torch.kernels.formats.base import Format
-from oxillama_torch.kernels.formats.bits import float16_at, join_bytes
+from oxillama_torch.kernels.formats.bits import float16_at, int32_at, join_bytes
 from oxillama_torch.kernels.formats.q5_0 import quants_tile, write_quants
-from oxillama_torch.kernels.formats.tile import jit, tl
+from oxillama_torch.kernels.formats.tile import jit, small_to_float, tl
 
 
 def split(blocks: Tensor) -> dict[str, Tensor]:
-    return {"qs": blocks[..., 8:], "qh": blocks[..., 4:8], "dm": float16_at(blocks, 0, 2)}
+    return {"qs": blocks[..., 8:], "qh": int32_at(blocks, 4), "dm": float16_at(blocks, 0, 2)}
 
 
 def join(qs: Tensor, qh: Tensor, dm: Tensor) -> Tensor:
@@ -45,8 +45,8 @@ def decode_tile(
     d = tl.load(dm_at, mask=mask, other=0.0).to(tl.float32)
     m = tl.load(dm_at + 1, mask=mask, other=0.0).to(tl.float32)
     q = quants_tile(p0, p1, s0, s1, rows, row_mask, block)
-    w = q.to(tl.float32) * d[:, :, None] + m[:, :, None]
+    w = small_to_float(q, 0) * d[:, :, None] + m[:, :, None]
     return w.reshape(BLOCK_N, BLOCK_K)
 
 
-FORMAT = Format(GGMLType.Q5_1, {"qs": 16, "qh": 4, "dm": 2}, split, join, decode, decode_tile)
+FORMAT = Format(GGMLType.Q5_1, {"qs": 16, "qh": 1, "dm": 2}, split, join, decode, decode_tile)

@@ -20,7 +20,7 @@ from torch import Tensor
 from oxillama_torch.gguf.types import GGMLType
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.formats.bits import float16_at, join_bytes
-from oxillama_torch.kernels.formats.tile import jit, tl
+from oxillama_torch.kernels.formats.tile import jit, small_to_float, tl
 
 
 def split(blocks: Tensor) -> dict[str, Tensor]:
@@ -65,7 +65,7 @@ def decode_tile(
     qh = tl.load(p1 + row * s1 + high_byte[None], mask=mask, other=0)
     low = (ql >> (quarter // 2 % 2 * 4)[None, :, None]) & 15
     high = (qh >> (quarter % 4 * 2)[None, :, None]) & 3
-    q = ((low | high << 4) - 32).to(tl.float32).reshape(BLOCK_N, BLOCK_K // 16, 16)
+    q = small_to_float(low | high << 4, 32).reshape(BLOCK_N, BLOCK_K // 16, 16)
     group = k0 // 16 + tl.arange(0, BLOCK_K // 16)
     mask = row_mask[:, None]
     d = tl.load(p3 + rows[:, None] * s3 + (group // 16)[None, :], mask=mask, other=0.0)

@@ -33,7 +33,7 @@ def main(names: list[str]) -> None:
         blocks = torch.zeros(1, 256 // format.block_weights, format.block_bytes, dtype=torch.uint8)
         pointers = [POINTERS[plane.dtype] for plane in format.repack(blocks).values()]
         pointers += pointers[:1] * (4 - len(pointers))
-        constants = {"DECODE": format.decode_tile, "BLOCK_N": 32, "BLOCK_K": 64, "FAR": False}
+        constants = {"DECODE": format.decode_tile, "BLOCK_N": 16, "BLOCK_K": 64, "FAR": False}
         signature = {
             "out": "*fp32",
             **{f"p{i}": pointer for i, pointer in enumerate(pointers)},

@@ -1,0 +1,76 @@
+"""Tile decoders, interpreted, against gguf-py; and compiled for the GPUs that are supported.
+
+Shapes: N rows, K weights per row.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+from oxillama_torch.kernels.formats import PackedTensor  # noqa: E402
+from tests.support.blocks import TYPES, assert_same_bits, oracle, random_blocks  # noqa: E402
+from tests.support.tile_kernel import decode_kernel  # noqa: E402
+
+N = 7  # no multiple of BLOCK_N: the last rows of the last tile are masked
+
+
+def decode(name: str, blocks: torch.Tensor, columns: int, block_k: int) -> torch.Tensor:
+    """float32 [N, K] by the tile decoder; NaN where it was not asked."""
+    rows = blocks.shape[0]
+    weight = PackedTensor.from_bytes(name, blocks.flatten(), (rows, columns))
+    out = torch.full((rows, columns), torch.nan)
+    grid = (triton.cdiv(rows, 4), triton.cdiv(columns, block_k))
+    decode_kernel[grid](
+        out, *weight.tile_args(), rows, columns, weight.format.decode_tile, 4, block_k
+    )
+    return out
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("block_k", [32, 64, 128, 256])
+@pytest.mark.parametrize("name", TYPES)
+def test_tiles_equal_gguf_py(name: str, block_k: int) -> None:
+    blocks = random_blocks(name, N, 768)
+    assert_same_bits(decode(name, blocks, 768, block_k), oracle(name, blocks))
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("name", ["F32", "F16", "BF16"])
+def test_plain_tiles_stop_at_the_end_of_a_row(name: str) -> None:
+    blocks = random_blocks(name, N, 41)
+    assert_same_bits(decode(name, blocks, 41, 32), oracle(name, blocks))
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("name", TYPES)
+def test_masked_rows_are_zero_and_not_read(name: str) -> None:
+    blocks = random_blocks(name, 4, 256)
+    weight = PackedTensor.from_bytes(name, blocks.flatten(), (4, 256))
+    out = torch.full((4, 256), torch.nan)
+    # Rows from 2 on are said to be far behind the end of the planes.
+    decode_kernel[(1, 4)](
+        out, *weight.tile_args(), 2, 256, weight.format.decode_tile, 4, 64, FAR=True
+    )
+    assert_same_bits(out[:2], oracle(name, blocks)[:2])
+    assert out[2:].abs().eq(0).all()
+
+
+def test_tiles_compile_for_every_supported_gpu(tmp_path) -> None:
+    """sm_80 to sm_120, by Triton's own ptxas; no local memory used."""
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.support.compile_tiles", *TYPES],
+        env={**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    compiled = [line.split() for line in result.stdout.splitlines()]
+    assert len(compiled) == 4 * len(TYPES)
+    assert all(memory == ["0", "0"] for _, _, *memory in compiled), result.stdout
