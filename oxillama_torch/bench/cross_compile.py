@@ -80,7 +80,7 @@ def cross_compile(
     Raises:
         RuntimeError: the process failed; its error output is the message.
     """
-    command = [sys.executable, "-m", __name__, source, "--json", "--match", match]
+    command = [sys.executable, "-m", __name__, source, "--json", f"--match={match}"]
     command += ["--targets", ",".join(map(str, targets))]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(

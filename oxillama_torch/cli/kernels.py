@@ -1,0 +1,141 @@
+"""``oxillama kernels``: which kernel serves what, why, and whether it computes what it should."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from oxillama_torch.bench.kernel_check import CHECKED_OPS, Check, check_kernel
+from oxillama_torch.config import environment
+from oxillama_torch.errors import UnsupportedError
+from oxillama_torch.kernels import formats, registry
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True)
+
+# Numbers of rows that backends are asked about; the borders between them fall on powers of two.
+_ROWS = sorted({m for p in range(12) for m in (2**p, 2**p + 1)})
+_DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
+
+_Op = Annotated[str | None, typer.Option(help="One op only.")]
+_Type = Annotated[str | None, typer.Option(help="One GGML type only, such as q4_k.")]
+_Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda when there is one.")]
+_Rules = Annotated[
+    str | None, typer.Option("--kernels", help='Rules, e.g. "quant_matmul.q4_k=triton.gemv".')
+]
+
+
+@app.command("list")
+def list_kernels(
+    op: _Op = None, type: _Type = None, device: _Device = None, kernels: _Rules = None
+) -> None:
+    """Show for every op, type and number of rows which backend serves it, and why."""
+    device = _prepare(device, kernels)
+    table = Table("op", "numerics", "type", "rows", "backend", "why")
+    for name in _ops(op):
+        for numerics in ("invariant", "fast"):
+            for types, rows, backend, reason in _choices(name, numerics, device, type):
+                table.add_row(name, numerics, types, rows, backend, reason)
+        table.add_section()
+    Console().print(table)
+    for module, reason in registry.missing_modules().items():
+        typer.echo(f"left out: {module} ({reason})")
+
+
+@app.command()
+def check(
+    op: _Op = None,
+    type: _Type = None,
+    backend: Annotated[str | None, typer.Option(help="One backend only.")] = None,
+    device: _Device = None,
+    rows: Annotated[int, typer.Option("--m", help="Rows of the input.")] = 4,
+    outputs: Annotated[int, typer.Option("--n", help="Rows of the weight.")] = 96,
+    inputs: Annotated[int, typer.Option("--k", help="Length of a row.")] = 512,
+) -> None:
+    """Compare backends with the reference on random packed weights; exit code 4 on a difference."""
+    device = _prepare(device, None)
+    table = Table("op", "backend", "type", "max abs", "relative L2", "cosine", "NaN", "verdict")
+    results = []
+    for name in _ops(op, CHECKED_OPS):
+        for kernel, _ in registry.candidates(name, registry.Call(device, _DTYPES[device])):
+            if kernel.backend == "reference" or (backend and kernel.backend != backend):
+                continue
+            for type_name in _types(type):
+                result = check_kernel(
+                    kernel, type_name, (rows, outputs, inputs), device, _DTYPES[device]
+                )
+                results.append(result)
+                table.add_row(name, kernel.backend, type_name, *_cells(result))
+    Console().print(table)
+    if any(result.refused is None and not result.passed for result in results):
+        raise typer.Exit(4)
+
+
+def _cells(result: Check) -> tuple[str, ...]:
+    if result.refused is not None:
+        return ("", "", "", "", f"not run: {result.refused}")
+    return (
+        f"{result.max_abs:.3g}",
+        f"{result.relative_l2:.3g}",
+        f"{result.cosine:.6f}",
+        str(result.nans),
+        "ok" if result.passed else f"relative L2 above {result.bound:.3g}",
+    )
+
+
+def _prepare(device: str | None, rules: str | None) -> str:
+    registry.set_rules(rules or environment("KERNELS", "") or "")
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in _DTYPES:
+        raise UnsupportedError(f"device {device!r}", _DTYPES)
+    return device
+
+
+def _ops(op: str | None, known: tuple[str, ...] | None = None) -> list[str]:
+    known = known or tuple(registry.registered_ops())
+    if op is not None and op not in known:
+        raise UnsupportedError(f"op {op!r}", known)
+    return [op] if op else list(known)
+
+
+def _types(type: str | None) -> list[str]:
+    return [formats.get(type).name] if type else formats.known()
+
+
+def _choices(
+    op: str, numerics: str, device: str, type: str | None
+) -> list[tuple[str, str, str, str]]:
+    """(types, rows, backend, reason) with equal types and adjoining rows put together."""
+    by_type: dict[tuple, list[str]] = {}
+    for name in _types(type):
+        asked = [(m, *_choice(op, numerics, device, name, m)) for m in _ROWS]
+        ranges = []
+        for (backend, reason), group in groupby(asked, key=lambda item: item[1:]):
+            span = [m for m, _, _ in group]
+            last = "" if span[-1] == _ROWS[-1] else span[-1]
+            rows = str(last) if span[0] == last else f"{span[0]}-{last}"
+            ranges.append(("any" if rows == "1-" else rows, backend, reason))
+        by_type.setdefault(tuple(ranges), []).append(name)
+    everything = len(by_type) == 1 and type is None
+    return [
+        ("any" if everything else " ".join(names), *choice)
+        for ranges, names in by_type.items()
+        for choice in ranges
+    ]
+
+
+def _choice(op: str, numerics: str, device: str, type: str, m: int) -> tuple[str, str]:
+    """The backend for one call and why; what refused is told without the number asked about."""
+    call = registry.Call(device, _DTYPES[device], numerics, type, m)
+    try:
+        kernel, reason = registry.explain(op, call)
+    except UnsupportedError as error:
+        return "none", str(error)
+    return kernel.backend, reason.replace(f", not {m}", "")

@@ -1,0 +1,62 @@
+"""The matmul and embedding kernels compile for every GPU generation, within their budgets.
+
+Oracle: ptxas and the disassembler of Triton's wheel.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from oxillama_torch.bench.cross_compile import TARGETS, Report, cross_compile, table
+from oxillama_torch.kernels import formats
+from oxillama_torch.kernels.quant_matmul.variants import BUDGETS
+
+SOURCE = "oxillama_torch.kernels.quant_matmul.variants:variants"
+OTHER_TARGETS = [target for target in TARGETS if target != 90]
+BUDGETED = ("gemv", "gemm16", "gemm128")
+TYPES = [name.lower() for name in formats.known()]
+# One blocked type with a scale and one with a scale and a minimum stand for the rest elsewhere.
+EVERYWHERE = ("q8_0", "q4_k")
+# Compilation of all variants belongs to the first test that asks for them.
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def hopper() -> dict[str, Report]:
+    """name -> report, sm_90."""
+    match = f"^({'|'.join(BUDGETED)}|embedding)-|-({'|'.join(EVERYWHERE)})$"
+    return {report.name: report for report in cross_compile(SOURCE, [90], match=match)}
+
+
+def test_all_types_compile_without_spills(hopper):
+    expected = {f"{kernel}-{name}" for kernel in (*BUDGETED, "embedding") for name in TYPES}
+    assert expected <= set(hopper)
+    _assert_clean(hopper.values())
+
+
+def test_two_types_compile_everywhere_without_spills():
+    match = f"^({'|'.join(BUDGETED)}|experts)-({'|'.join(EVERYWHERE)})$"
+    reports = cross_compile(SOURCE, OTHER_TARGETS, match=match)
+    assert {report.capability for report in reports} == set(OTHER_TARGETS)
+    _assert_clean(reports)
+
+
+def _assert_clean(reports) -> None:
+    dirty = [report for report in reports if report.spills or report.local_bytes]
+    assert not dirty, f"local memory is used:\n{table(dirty)}"
+
+
+@pytest.mark.parametrize("type_name", TYPES)
+def test_instructions_per_weight_stay_in_budget(type_name, hopper):
+    assert type_name in BUDGETS, "a new type needs a line in BUDGETS"
+    for kernel, budget in zip(BUDGETED, BUDGETS[type_name]):
+        report = hopper[f"{kernel}-{type_name}"]
+        assert report.per_weight <= budget, f"budget {budget}\n{table([report])}"
+
+
+def test_weights_reach_the_tensor_cores_from_registers(hopper):
+    """Warp-group MMA on Hopper, and no store of each decoded weight to shared memory."""
+    for name in EVERYWHERE:
+        report = hopper[f"gemm16-{name}"]
+        assert report.opcodes["HGMMA"] == 8  # K tile of 128 in steps of 16
+        assert report.opcodes.get("STS", 0) < 64
