@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from oxillama_torch.kernels.attention.op import attention
-from oxillama_torch.layers.linear import QuantLinear
+from oxillama_torch.layers.linear import LinearGroup, QuantLinear
 from oxillama_torch.layers.rope import HeadNorms, RotaryEmbedding
 
 __all__ = ["Attention", "ForwardBatch"]
@@ -48,7 +48,8 @@ class Attention(nn.Module):
     """``y = W_o softmax(scale * q k^T) v``, causal, with grouped heads and rotated q and k.
 
     Args:
-        q: D -> H * head size;  k, v: D -> M * head size;  output: H * head size -> D.
+        qkv: three layers, D -> H * head size and twice D -> M * head size.
+        output: H * head size -> D.
         rope: rotation, shared by the layers.
         num_heads, num_kv_heads: H and M, M divides H.
         scale: factor of the scores.
@@ -60,9 +61,7 @@ class Attention(nn.Module):
     def __init__(
         self,
         *,
-        q: QuantLinear,
-        k: QuantLinear,
-        v: QuantLinear,
+        qkv: LinearGroup,
         output: QuantLinear,
         rope: RotaryEmbedding,
         num_heads: int,
@@ -73,16 +72,17 @@ class Attention(nn.Module):
         numerics: str = "invariant",
     ) -> None:
         super().__init__()
-        self.q, self.k, self.v, self.output = q, k, v, output
+        self.qkv, self.output = qkv, output
         self.rope, self.norms = rope, norms
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         self.scale, self.window = scale, window
         self.numerics = numerics
 
     def forward(self, x_TD: Tensor, batch: ForwardBatch, kv: tuple[Tensor, Tensor]) -> Tensor:
-        q = self.q(x_TD).unflatten(1, (self.num_heads, -1))
-        k = self.k(x_TD).unflatten(1, (self.num_kv_heads, -1))
-        v = self.v(x_TD).unflatten(1, (self.num_kv_heads, -1))
+        q, k, v = self.qkv(x_TD)
+        q = q.unflatten(1, (self.num_heads, -1))
+        k = k.unflatten(1, (self.num_kv_heads, -1))
+        v = v.unflatten(1, (self.num_kv_heads, -1))
         q = self.rope(q, k, v, batch.positions, kv, batch.slot_mapping, self.norms)
         y = attention(
             q, *kv, batch.page_table, batch.query_start, batch.seq_lens,

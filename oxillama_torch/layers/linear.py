@@ -12,7 +12,7 @@ from oxillama_torch.kernels.embedding.op import embedding
 from oxillama_torch.kernels.formats.base import PackedTensor
 from oxillama_torch.kernels.quant_matmul.op import quant_matmul
 
-__all__ = ["Embedding", "QuantLinear"]
+__all__ = ["Embedding", "LinearGroup", "QuantLinear"]
 
 
 class QuantLinear(nn.Module):
@@ -21,8 +21,9 @@ class QuantLinear(nn.Module):
     Args:
         weight: packed, shape (N, K).
         bias: float32 [N] or None.
+        parts: name in the file -> rows, in order: one tensor, such as ``blk.0.ffn_down``, or
+            several that were put one below the other because they share their input.
         numerics: ``"invariant"`` or ``"fast"``.
-        name: stem of the tensor's name in the file, such as ``blk.0.attn_q``.
     """
 
     def __init__(
@@ -30,14 +31,16 @@ class QuantLinear(nn.Module):
         weight: PackedTensor,
         bias: Tensor | None = None,
         *,
+        parts: dict[str, int] | None = None,
         numerics: str = "invariant",
-        name: str = "",
     ) -> None:
         super().__init__()
         self.weight = weight
-        self.bias = bias
+        self.register_buffer("bias", bias)
+        self.parts = parts or {"": weight.shape[0]}
         self.numerics = numerics
-        self.name = name
+        rows = sum(self.parts.values())
+        assert rows == self.out_features, f"parts of {rows} rows in {self.out_features}"
 
     @property
     def in_features(self) -> int:
@@ -51,10 +54,29 @@ class QuantLinear(nn.Module):
         return quant_matmul(x_TK, self.weight, self.bias, numerics=self.numerics)
 
     def extra_repr(self) -> str:
+        names = ", ".join(self.parts)
         bias = "" if self.bias is None else ", bias"
-        return (
-            f"{self.name}: {self.in_features} -> {self.out_features}, {self.weight.type_name}{bias}"
-        )
+        return f"{names}: {self.in_features} -> {self.out_features}, {self.weight.type_name}{bias}"
+
+
+class LinearGroup(nn.Module):
+    """Several linear layers of one input, in as few matrix products as their types allow.
+
+    Args:
+        linears: the products; together their parts are the layers, in order.
+    """
+
+    def __init__(self, linears: list[QuantLinear]) -> None:
+        super().__init__()
+        self.linears = nn.ModuleList(linears)
+        self._sizes = [list(linear.parts.values()) for linear in linears]
+
+    def forward(self, x_TK: Tensor) -> list[Tensor]:
+        """The outputs of all parts, [T, rows] each; they share memory within a product."""
+        outputs = []
+        for linear, sizes in zip(self.linears, self._sizes):
+            outputs += linear(x_TK).split(sizes, dim=1)
+        return outputs
 
 
 class Embedding(nn.Module):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from oxillama_torch.kernels.activation.op import gated
-from oxillama_torch.layers.linear import QuantLinear
+from oxillama_torch.layers.linear import LinearGroup, QuantLinear
 
 __all__ = ["GatedMLP"]
 
@@ -17,7 +17,7 @@ class GatedMLP(nn.Module):
     """``y = W_down (activation(W_gate x) * W_up x)`` (Shazeer 2020).
 
     Args:
-        gate, up: D -> F;  down: F -> D.
+        gate_up: two layers D -> F;  down: F -> D.
         activation: ``silu``, ``gelu`` or ``gelu_tanh``.
         numerics: ``"invariant"`` or ``"fast"``.
     """
@@ -25,17 +25,16 @@ class GatedMLP(nn.Module):
     def __init__(
         self,
         *,
-        gate: QuantLinear,
-        up: QuantLinear,
+        gate_up: LinearGroup,
         down: QuantLinear,
         activation: str,
         numerics: str = "invariant",
     ) -> None:
         super().__init__()
-        self.gate, self.up, self.down = gate, up, down
+        self.gate_up, self.down = gate_up, down
         self.activation = activation
         self.numerics = numerics
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        gate_TF, up_TF = self.gate(x_TD), self.up(x_TD)
+        gate_TF, up_TF = self.gate_up(x_TD)
         return self.down(gated(gate_TF, up_TF, self.activation, numerics=self.numerics))

@@ -23,7 +23,9 @@ class MixtureOfExperts(nn.Module):
 
     Args:
         router: D -> E, its softmax gives p (Jiang et al. 2024, Mixtral).
-        gate, up: packed stacks of shape (E * F, D);  down: (E * D, F).
+        gate_up: one packed stack of shape (E * 2F, D), of each expert first the gate and then up,
+            or two of shape (E * F, D).
+        down: packed stack of shape (E * D, F).
         num_experts: E.
         num_chosen: K.
         normalize: divide the chosen p by their sum.
@@ -36,8 +38,7 @@ class MixtureOfExperts(nn.Module):
         self,
         *,
         router: QuantLinear,
-        gate: PackedTensor,
-        up: PackedTensor,
+        gate_up: list[PackedTensor],
         down: PackedTensor,
         num_experts: int,
         num_chosen: int,
@@ -48,7 +49,7 @@ class MixtureOfExperts(nn.Module):
     ) -> None:
         super().__init__()
         self.router = router
-        self.gate, self.up, self.down = gate, up, down
+        self.gate_up, self.down = gate_up, down
         self.num_experts, self.num_chosen = num_experts, num_chosen
         self.normalize, self.scale = normalize, scale
         self.activation = activation
@@ -58,7 +59,8 @@ class MixtureOfExperts(nn.Module):
         expert_ids_TK, weights_TK = self.route(x_TD)
         ids_R = expert_ids_TK.flatten()  # R = T * K rows
         x_RD = x_TD.repeat_interleave(self.num_chosen, dim=0)
-        gate_RF, up_RF = self._experts(x_RD, self.gate, ids_R), self._experts(x_RD, self.up, ids_R)
+        both = [self._experts(x_RD, weight, ids_R) for weight in self.gate_up]
+        gate_RF, up_RF = both if len(both) == 2 else both[0].chunk(2, dim=1)
         hidden_RF = gated(gate_RF, up_RF, self.activation, numerics=self.numerics)
         y_RD = self._experts(hidden_RF, self.down, ids_R)
         return self._sum(y_RD.view(-1, self.num_chosen, x_TD.shape[1]), weights_TK).to(x_TD.dtype)
@@ -88,4 +90,4 @@ class MixtureOfExperts(nn.Module):
         return total_TD
 
     def extra_repr(self) -> str:
-        return f"{self.num_chosen} of {self.num_experts} experts, {self.gate.type_name}"
+        return f"{self.num_chosen} of {self.num_experts} experts, {self.down.type_name}"

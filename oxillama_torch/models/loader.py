@@ -64,11 +64,12 @@ class _Builder:
 
     def decoder(self, dtype: torch.dtype) -> Decoder:
         config = self.config
-        table = self.weights.packed("token_embd.weight", (config.vocab_size, config.hidden_size))
+        shape = (config.vocab_size, config.hidden_size)
+        table = self.weights.packed({"token_embd.weight": shape})
         if "output.weight" in self.weights:
-            head = self.weights.linear("output", config.vocab_size, config.hidden_size)
+            head = self.weights.linear("output", *shape)
         else:
-            head = QuantLinear(table, numerics=self.numerics, name="token_embd")
+            head = QuantLinear(table, parts={"token_embd": shape[0]}, numerics=self.numerics)
         return Decoder(
             config,
             embedding=Embedding(table, dtype, config.embedding_scale),
@@ -89,16 +90,17 @@ class _Builder:
         )
 
     def _attention(self, prefix: str, layer: LayerConfig) -> Attention:
-        config, linear = self.config, self.weights.linear
-        hidden, bias = config.hidden_size, config.architecture.qkv_bias
-        q_size = layer.num_heads * config.key_dim
-        k_size = layer.num_kv_heads * config.key_dim
-        v_size = layer.num_kv_heads * config.value_dim
+        config = self.config
+        qkv = {
+            f"{prefix}.attn_q": layer.num_heads * config.key_dim,
+            f"{prefix}.attn_k": layer.num_kv_heads * config.key_dim,
+            f"{prefix}.attn_v": layer.num_kv_heads * config.value_dim,
+        }
         return Attention(
-            q=linear(f"{prefix}.attn_q", q_size, hidden, bias=bias),
-            k=linear(f"{prefix}.attn_k", k_size, hidden, bias=bias),
-            v=linear(f"{prefix}.attn_v", v_size, hidden, bias=bias),
-            output=linear(f"{prefix}.attn_output", hidden, layer.num_heads * config.value_dim),
+            qkv=self.weights.group(qkv, config.hidden_size, bias=config.architecture.qkv_bias),
+            output=self.weights.linear(
+                f"{prefix}.attn_output", config.hidden_size, layer.num_heads * config.value_dim
+            ),
             rope=self.rope,
             norms=self._head_norms(prefix) if config.architecture.qk_norm else None,
             num_heads=layer.num_heads,
@@ -110,9 +112,9 @@ class _Builder:
 
     def _mlp(self, prefix: str, layer: LayerConfig) -> GatedMLP:
         hidden, intermediate = self.config.hidden_size, layer.intermediate_size
+        gate_up = {f"{prefix}.ffn_gate": intermediate, f"{prefix}.ffn_up": intermediate}
         return GatedMLP(
-            gate=self.weights.linear(f"{prefix}.ffn_gate", intermediate, hidden),
-            up=self.weights.linear(f"{prefix}.ffn_up", intermediate, hidden),
+            gate_up=self.weights.group(gate_up, hidden),
             down=self.weights.linear(f"{prefix}.ffn_down", hidden, intermediate),
             activation=self.config.architecture.activation,
             numerics=self.numerics,
@@ -120,13 +122,13 @@ class _Builder:
 
     def _experts(self, prefix: str, layer: LayerConfig) -> MixtureOfExperts:
         hidden, intermediate = self.config.hidden_size, layer.intermediate_size
-        experts, packed = self.config.experts, self.weights.packed
-        wide, narrow = (experts.count, intermediate, hidden), (experts.count, hidden, intermediate)
+        experts = self.config.experts
+        gate_up = [f"{prefix}.ffn_gate_exps.weight", f"{prefix}.ffn_up_exps.weight"]
+        down = {f"{prefix}.ffn_down_exps.weight": (experts.count, hidden, intermediate)}
         return MixtureOfExperts(
             router=self.weights.linear(f"{prefix}.ffn_gate_inp", experts.count, hidden),
-            gate=packed(f"{prefix}.ffn_gate_exps.weight", wide),
-            up=packed(f"{prefix}.ffn_up_exps.weight", wide),
-            down=packed(f"{prefix}.ffn_down_exps.weight", narrow),
+            gate_up=self.weights.experts(gate_up, (experts.count, intermediate, hidden)),
+            down=self.weights.packed(down),
             num_experts=experts.count,
             num_chosen=experts.used,
             normalize=experts.normalize,

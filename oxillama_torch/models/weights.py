@@ -5,16 +5,19 @@ N outputs, K inputs, E experts, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from oxillama_torch.errors import GGUFError, UnsupportedError
-from oxillama_torch.gguf.reader import GGUFFile
+from oxillama_torch.gguf.reader import GGUFFile, TensorInfo
+from oxillama_torch.gguf.types import GGMLType
 from oxillama_torch.kernels import formats
 from oxillama_torch.kernels.formats import PackedTensor
-from oxillama_torch.layers.linear import QuantLinear
+from oxillama_torch.layers.linear import LinearGroup, QuantLinear
 
 __all__ = ["Weights"]
 
@@ -53,35 +56,67 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return name in self.gguf.tensors
 
-    def linear(self, stem: str, outputs: int, inputs: int, *, bias: bool = False) -> QuantLinear:
+    def linear(self, stem: str, outputs: int, inputs: int) -> QuantLinear:
         """The layer of ``<stem>.weight`` (N, K), with ``<stem>.bias`` if the file has one.
-
-        Args:
-            bias: a bias must be there.
 
         Raises:
             GGUFError: a tensor is missing or has another shape.
             UnsupportedError: its type has no format.
         """
-        weight = self.packed(f"{stem}.weight", (outputs, inputs))
-        has_bias = bias or f"{stem}.bias" in self
-        return QuantLinear(
-            weight,
-            self.vector(f"{stem}.bias", outputs) if has_bias else None,
-            numerics=self.numerics,
-            name=stem,
-        )
+        return self.group({stem: outputs}, inputs).linears[0]
 
-    def packed(self, name: str, shape: tuple[int, ...]) -> PackedTensor:
-        """A matrix (N, K), or a stack (E, N, K) as one of E * N rows."""
-        info = self._info(name, shape)
-        data = self.gguf.data(name)
-        *rows, columns = shape
+    def group(self, parts: dict[str, int], inputs: int, *, bias: bool = False) -> LinearGroup:
+        """The layers of several stems, all with the same input.
+
+        Neighbours of one type, either all with a bias or all without, become one matrix: fewer and
+        larger products.
+
+        Args:
+            parts: stem -> outputs.
+            bias: every part must have one.
+        """
+        runs = _runs(parts, lambda stem: (self._type(f"{stem}.weight"), f"{stem}.bias" in self))
+        linears = []
+        for run in runs:
+            weight = self.packed({f"{stem}.weight": (parts[stem], inputs) for stem in run})
+            biases = [
+                self.vector(f"{stem}.bias", parts[stem])
+                for stem in run
+                if bias or f"{stem}.bias" in self
+            ]
+            linears.append(
+                QuantLinear(
+                    weight,
+                    torch.cat(biases) if biases else None,
+                    parts={stem: parts[stem] for stem in run},
+                    numerics=self.numerics,
+                )
+            )
+        return LinearGroup(linears)
+
+    def experts(self, names: list[str], shape: tuple[int, int, int]) -> list[PackedTensor]:
+        """Stacks (E, N, K); neighbours of one type become one, expert by expert.
+
+        Returns:
+            Packed tensors of E * N rows, or of E * (N + N) where two became one.
+        """
+        return [self.packed(dict.fromkeys(run, shape)) for run in _runs(names, self._type)]
+
+    def packed(self, shapes: dict[str, tuple[int, ...]]) -> PackedTensor:
+        """One matrix of the tensors named, of one type: (N, K) below each other, (E, N, K) by E."""
+        infos = [self._info(name, shape) for name, shape in shapes.items()]
+        stacks = [shape[0] if len(shape) == 3 else 1 for shape in shapes.values()]
+        rows = sum(math.prod(shape[:-1]) for shape in shapes.values())
+        data = [self.gguf.data(name).view(n, -1) for name, n in zip(shapes, stacks)]
+        together = data[0] if len(data) == 1 else torch.cat(data, dim=1)
         try:
-            packed = PackedTensor.from_bytes(info.type, data, (torch.Size(rows).numel(), columns))
+            packed = PackedTensor.from_bytes(
+                infos[0].type, together.flatten(), (rows, infos[0].shape[-1])
+            )
         except UnsupportedError as error:
-            raise UnsupportedError(f"tensor {name!r}: {error.what}", error.supported) from None
-        self._take(name, info.nbytes)
+            raise UnsupportedError(f"{infos[0].name}: {error.what}", error.supported) from None
+        for info in infos:
+            self._take(info)
         return packed.to(self.device)
 
     def vector(self, name: str, length: int) -> Tensor:
@@ -90,7 +125,7 @@ class Weights:
         if info.type.name not in _VECTOR_TYPES:
             raise UnsupportedError(f"tensor {name!r}: a vector of {info.type.name}", _VECTOR_TYPES)
         values = formats.dequantize(info.type, self.gguf.data(name))
-        self._take(name, info.nbytes)
+        self._take(info)
         return values.to(self.device)
 
     def check_all_taken(self) -> None:
@@ -107,7 +142,7 @@ class Weights:
                 f"tensors that architecture {architecture!r} has no use for: {shown}"
             )
 
-    def _info(self, name: str, shape: tuple[int, ...]):
+    def _info(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
         info = self.gguf.tensors.get(name)
         if info is None:
             raise GGUFError("missing tensor", path=str(self.gguf.path), tensor=name)
@@ -120,8 +155,17 @@ class Weights:
             )
         return info
 
-    def _take(self, name: str, nbytes: int) -> None:
-        self._taken.add(name)
-        self._taken_bytes += nbytes
+    def _type(self, name: str) -> GGMLType | None:
+        info = self.gguf.tensors.get(name)
+        return None if info is None else info.type
+
+    def _take(self, info: TensorInfo) -> None:
+        self._taken.add(info.name)
+        self._taken_bytes += info.nbytes
         if self._progress is not None:
             self._progress(self._taken_bytes, self._total_bytes)
+
+
+def _runs(names: Iterable[str], key: Callable[[str], object]) -> list[list[str]]:
+    """Neighbours with the same key."""
+    return [list(run) for _, run in itertools.groupby(names, key)]

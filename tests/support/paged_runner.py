@@ -1,4 +1,4 @@
-"""Runs a decoder on requests, step by step, over pages of its own: the model tests' small engine."""
+"""Runs a decoder on requests, step by step, over pages of its own: a small engine for tests."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class PagedRunner:
 
     def step(self, chunks: dict[str, list[int]]) -> dict[str, torch.Tensor]:
         """Feed each request its next tokens; return their logits, float32 [tokens, V] each."""
-        batch = self._batch(chunks)
+        batch = self.batch(chunks)
         logits = self.decoder.logits(self.decoder(batch, self.kv))
         return dict(zip(chunks, logits.split([len(ids) for ids in chunks.values()])))
 
@@ -47,7 +47,8 @@ class PagedRunner:
         parts = [self.step({name: ids[i : i + size]})[name] for i in range(0, len(ids), size)]
         return torch.cat(parts)
 
-    def _batch(self, chunks: dict[str, list[int]]) -> ForwardBatch:
+    def batch(self, chunks: dict[str, list[int]]) -> ForwardBatch:
+        """Give the chunks pages and say where everything is."""
         positions, slots, starts = [], [], [0]
         for name, ids in chunks.items():
             first = self._lengths.get(name, 0)

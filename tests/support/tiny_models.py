@@ -74,7 +74,7 @@ TINY_MODELS: dict[str, TinyModel] = {
         {"rope_parameters": {"rope_type": "linear", "rope_theta": _THETA, "factor": 4.0}},
     ),
     "llama-yarn": TinyModel("llama", "llama", {"rope_parameters": _YARN}),
-    "mistral": TinyModel("llama", "mistral", {"sliding_window": 24}),
+    "mistral": TinyModel("llama", "mistral", {"sliding_window": 12}),
     "mixtral": TinyModel(
         "llama",
         "mixtral",
