@@ -132,7 +132,8 @@ class Format:
 
     def _fields_of(self, planes: dict[str, Tensor]) -> dict[str, Tensor]:
         return {
-            name: planes[name].unflatten(-1, (-1, width)) for name, width in self.fields.items()
+            name: planes[name].view(len(planes[name]), -1, width)
+            for name, width in self.fields.items()
         }
 
     def _decode(

@@ -28,10 +28,18 @@ def join_bytes(*fields: Tensor) -> Tensor:
     return torch.cat([f.contiguous().view(torch.uint8) for f in fields], dim=-1)
 
 
-def bit_planes(packed: Tensor, value: int) -> Tensor:
-    """uint8 [..., n] -> [..., 8 n]: ``value`` where bit j % 8 of byte j // 8 is set, else 0."""
-    mask = 1 << torch.arange(8, dtype=torch.uint8, device=packed.device)
-    return packed.unsqueeze(-1).bitwise_and(mask).ne_(0).mul_(value).flatten(-2)
+def bit_planes(packed: Tensor, position: int) -> Tensor:
+    """uint8 [..., n] -> [..., 8 n]: bit j % 8 of byte j // 8 as bit ``position`` of byte j."""
+    # Eight bytes at a time in 64-bit words, as shifting bytes by a tensor is ten times slower:
+    # copy the byte to all eight, keep one bit in each, and add what carries it into bit 7.
+    spread = packed.long().mul_(0x0101010101010101).bitwise_and_(_signed(0x8040201008040201))
+    spread.add_(0x00406070787C7E7F).bitwise_right_shift_(7 - position)
+    return spread.bitwise_and_(0x0101010101010101 << position).view(torch.uint8)
+
+
+def _signed(word: int) -> int:
+    """The int64 with the bits of an unsigned word."""
+    return word - (1 << 64)
 
 
 def split_scales6(packed: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ Shapes: see ``base.py``. Planes per block: qs uint8 [16], d float16 [1].
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from oxillama_torch.gguf.types import GGMLType
@@ -26,9 +27,8 @@ def join(qs: Tensor, d: Tensor) -> Tensor:
 
 
 def decode(out: Tensor, qs: Tensor, d: Tensor) -> None:
-    out[..., :16].copy_(qs & 15)
-    out[..., 16:].copy_(qs >> 4)
-    out.sub_(8).mul_(d.float())
+    q = torch.cat((qs & 15, qs >> 4), -1).sub_(8).view(torch.int8)
+    out.copy_(q).mul_(d.float())
 
 
 @jit

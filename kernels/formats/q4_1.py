@@ -9,6 +9,7 @@ Shapes: see ``base.py``. Planes per block: qs uint8 [16], dm float16 [2] (d, m).
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from oxillama_torch.gguf.types import GGMLType
@@ -26,8 +27,7 @@ def join(qs: Tensor, dm: Tensor) -> Tensor:
 
 
 def decode(out: Tensor, qs: Tensor, dm: Tensor) -> None:
-    out[..., :16].copy_(qs & 15)
-    out[..., 16:].copy_(qs >> 4)
+    out.copy_(torch.cat((qs & 15, qs >> 4), -1))
     dm = dm.float()
     out.mul_(dm[..., :1]).add_(dm[..., 1:])
 

@@ -38,17 +38,19 @@ def join(qs: Tensor, scales: Tensor, dm: Tensor) -> Tensor:
 
 
 def decode(out: Tensor, qs: Tensor, scales: Tensor, dm: Tensor) -> None:
-    pairs, qs = out.unflatten(-1, (4, 2, 32)), qs.unflatten(-1, (4, 32))
-    pairs[..., 0, :].copy_(qs & 15)
-    pairs[..., 1, :].copy_(qs >> 4)
+    lead = qs.shape[:-1]
+    low, high = out.view(*lead, 4, 2, 32).unbind(-2)
+    qs = qs.view(*lead, 4, 32)
+    low.copy_(qs & 15)
+    high.copy_(qs >> 4)
     apply_scales(out, scales, dm)
 
 
 def apply_scales(out: Tensor, scales: Tensor, dm: Tensor) -> None:
     """``out = (d*sc) * out - dmin*m`` per group of 32, for Q4_K and Q5_K."""
-    factors = dm.float().unsqueeze(-1) * scales.unflatten(-1, (2, 8))
-    groups = out.unflatten(-1, (8, 32))
-    groups.mul_(factors[..., 0, :, None]).sub_(factors[..., 1, :, None])
+    dm = dm.float()
+    d, m = dm[..., :1] * scales[..., :8], dm[..., 1:] * scales[..., 8:]
+    out.view(*out.shape[:-1], 8, 32).mul_(d.unsqueeze(-1)).sub_(m.unsqueeze(-1))
 
 
 @jit

@@ -29,15 +29,13 @@ def join(qs: Tensor, qh: Tensor, d: Tensor) -> Tensor:
 
 
 def decode(out: Tensor, qs: Tensor, qh: Tensor, d: Tensor) -> None:
-    write_quants(out, qs, qh)
-    out.sub_(16).mul_(d.float())
+    out.copy_(quants(qs, qh).sub_(16).view(torch.int8)).mul_(d.float())
 
 
-def write_quants(out: Tensor, qs: Tensor, qh: Tensor) -> None:
-    """The 5-bit quants that Q5_0 and Q5_1 have in common, 0 to 31, as float32 [..., 32]."""
-    high = bit_planes(qh.view(torch.uint8), 16)
-    out[..., :16].copy_(qs & 15 | high[..., :16])
-    out[..., 16:].copy_(qs >> 4 | high[..., 16:])
+def quants(qs: Tensor, qh: Tensor) -> Tensor:
+    """The 5-bit quants that Q5_0 and Q5_1 have in common, 0 to 31: uint8 [..., 32]."""
+    low = torch.cat((qs & 15, qs >> 4), -1)
+    return low.bitwise_or_(bit_planes(qh.view(torch.uint8), 4))
 
 
 @jit

@@ -15,7 +15,7 @@ from torch import Tensor
 from oxillama_torch.gguf.types import GGMLType
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.formats.bits import float16_at, int32_at, join_bytes
-from oxillama_torch.kernels.formats.q5_0 import quants_tile, write_quants
+from oxillama_torch.kernels.formats.q5_0 import quants, quants_tile
 from oxillama_torch.kernels.formats.tile import jit, small_to_float, tl
 
 
@@ -28,9 +28,8 @@ def join(qs: Tensor, qh: Tensor, dm: Tensor) -> Tensor:
 
 
 def decode(out: Tensor, qs: Tensor, qh: Tensor, dm: Tensor) -> None:
-    write_quants(out, qs, qh)
     dm = dm.float()
-    out.mul_(dm[..., :1]).add_(dm[..., 1:])
+    out.copy_(quants(qs, qh)).mul_(dm[..., :1]).add_(dm[..., 1:])
 
 
 @jit

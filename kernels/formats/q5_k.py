@@ -41,11 +41,14 @@ def join(qs: Tensor, qh: Tensor, scales: Tensor, dm: Tensor) -> Tensor:
 
 
 def decode(out: Tensor, qs: Tensor, qh: Tensor, scales: Tensor, dm: Tensor) -> None:
-    pairs, qs = out.unflatten(-1, (4, 2, 32)), qs.unflatten(-1, (4, 32))
-    shift = torch.arange(8, dtype=torch.uint8, device=qh.device)[:, None]
-    high = ((qh.unsqueeze(-2) >> shift & 1) << 4).unflatten(-2, (4, 2))
-    pairs[..., 0, :].copy_(qs & 15 | high[..., 0, :])
-    pairs[..., 1, :].copy_(qs >> 4 | high[..., 1, :])
+    lead = qs.shape[:-1]
+    low, high = out.view(*lead, 4, 2, 32).unbind(-2)
+    # Bit i of qh, moved to bit 4, belongs to group i: even i to low nibbles, odd i to high ones.
+    even = torch.stack((qh << 4, qh << 2, qh, qh >> 2), -2).bitwise_and_(16)
+    odd = torch.stack((qh << 3, qh << 1, qh >> 1, qh >> 3), -2).bitwise_and_(16)
+    qs = qs.view(*lead, 4, 32)
+    low.copy_(even.bitwise_or_(qs & 15))
+    high.copy_(odd.bitwise_or_(qs >> 4))
     apply_scales(out, scales, dm)
 
 

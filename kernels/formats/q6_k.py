@@ -37,15 +37,12 @@ def join(ql: Tensor, qh: Tensor, scales: Tensor, d: Tensor) -> Tensor:
 
 
 def decode(out: Tensor, ql: Tensor, qh: Tensor, scales: Tensor, d: Tensor) -> None:
-    ql, qh = ql.unflatten(-1, (2, 2, 32)), qh.unflatten(-1, (2, 32))
-    quarters = out.unflatten(-1, (2, 4, 32))
-    low, high = ql & 15, ql >> 4
-    quarters[..., 0, :].copy_(low[..., 0, :] | (qh << 4 & 0x30))
-    quarters[..., 1, :].copy_(low[..., 1, :] | (qh << 2 & 0x30))
-    quarters[..., 2, :].copy_(high[..., 0, :] | (qh & 0x30))
-    quarters[..., 3, :].copy_(high[..., 1, :] | (qh >> 2 & 0x30))
-    out.sub_(32)
-    out.unflatten(-1, (16, 16)).mul_((d.float() * scales).unsqueeze(-1))
+    lead = ql.shape[:-1]
+    ql, qh = ql.view(*lead, 2, 2, 32), qh.view(*lead, 2, 32)
+    q = torch.cat((ql & 15, ql >> 4), -2)
+    q |= torch.stack((qh << 4, qh << 2, qh, qh >> 2), -2).bitwise_and_(0x30)
+    out.copy_(q.sub_(32).view(torch.int8).view(*lead, 256))
+    out.view(*lead, 16, 16).mul_((d.float() * scales).unsqueeze(-1))
 
 
 @jit
