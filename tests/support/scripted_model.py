@@ -31,9 +31,11 @@ def _fold(state: int, token_id: int) -> int:
 
 
 def _logits(states: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """float32 [R, V] from int64 [R]: distinct for distinct ids, spread over about 8."""
+    """float32 [R, V] from int64 [R], between 0 and 8; ids with a meaning do not come up."""
     ids = torch.arange(vocab_size)
-    return ((states[:, None] * (ids + 7) * 9176 + ids * 31) % 8011).to(torch.float32) / 1000
+    logits = ((states[:, None] * (ids + 7) * 9176 + ids * 31) % 8011).to(torch.float32) / 1000
+    logits[:, [CRASH_ID, NAN_ID]] = -20
+    return logits
 
 
 def context_logits(token_ids: list[int], vocab_size: int) -> torch.Tensor:
