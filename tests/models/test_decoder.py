@@ -66,8 +66,15 @@ def test_other_shapes_equal_transformers(overrides, tmp_path):
     assert_close(runner.run("a", PROMPT), reference_logits(oracle, PROMPT))
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3moe", "mistral"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize(
+    ("arch", "dtype"),
+    [
+        pytest.param("llama", torch.float32, id="llama-f32"),
+        pytest.param("mistral", torch.bfloat16, id="mistral-bf16"),
+        pytest.param("qwen3moe", torch.float32, id="qwen3moe-f32"),
+        pytest.param("mixtral", torch.bfloat16, id="mixtral-bf16"),
+    ],
+)
 def test_chunks_of_any_size_give_the_same_bits(arch, dtype, tmp_path):
     write_tiny(arch, tmp_path / "tiny.gguf", type_name="Q8_0")
     decoder, ids = load(tmp_path / "tiny.gguf", dtype=dtype), PROMPT[:24]
