@@ -19,7 +19,6 @@ files, which are refused.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -99,6 +98,7 @@ class _Parser:
     def __init__(self, data: Any, path: str | None) -> None:
         self.data, self.path = data, path
         self.at, self.size = 0, len(data)
+        self.width = 8  # bytes of a count or length
         self.about: str | None = None  # the key or tensor being read, for messages
         self.strings_left, self.arrays_left = MAX_STRINGS, MAX_NESTED_ARRAYS
 
@@ -125,6 +125,10 @@ class _Parser:
     def u64(self, what: str) -> int:
         return struct.unpack_from("<Q", self.data, self.take(8, what))[0]
 
+    def size_field(self, what: str) -> int:
+        """A count or length."""
+        return self.u64(what) if self.width == 8 else self.u32(what)
+
     def string(self, what: str, max_bytes: int | None = None) -> str:
         start = self.at
         count = self.size_field(f"the length of {what}")
@@ -149,9 +153,8 @@ class _Parser:
 
     def header(self) -> Header:
         version = self.preamble()
-        self.size_field: Callable[[str], int] = self.u32 if version == 1 else self.u64
+        self.width = width = 4 if version == 1 else 8
         # The smallest tensor entry: empty name, one dimension. The smallest key: empty, one byte.
-        width = 4 if version == 1 else 8
         num_tensors = self.count("tensors", 2 * width + 16, MAX_TENSORS)
         num_keys = self.count("keys", width + 5, MAX_KEYS)
         metadata: dict[str, Any] = {}
@@ -242,8 +245,8 @@ class _Parser:
     def strings(self, count: int) -> list[str]:
         # A vocabulary has 150,000 of these: one loop over local names, no call per string.
         data, at, end = self.data, self.at, self.size
-        unpack = struct.Struct("<Q" if self.size_field == self.u64 else "<I").unpack_from
-        width = 8 if self.size_field == self.u64 else 4
+        width = self.width
+        unpack = struct.Struct("<Q" if width == 8 else "<I").unpack_from
         if count > (end - at) // width:
             self.fail(f"file ends inside an array of {count} strings")
         values = []
