@@ -102,8 +102,8 @@ class RotaryEmbedding(nn.Module):
 
     Args:
         config: the angles.
-        freq_factors: see :meth:`RopeConfig.inverse_frequencies`.
-        device: where the frequencies live.
+        freq_factors: see :meth:`RopeConfig.inverse_frequencies`; on the CPU.
+        device: where the frequencies go.
         numerics: ``"invariant"`` or ``"fast"``.
     """
 

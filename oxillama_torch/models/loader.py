@@ -149,6 +149,8 @@ class _Builder:
         return HeadNorms(q, k, self.config.norm_eps)
 
     def _rope(self) -> RotaryEmbedding:
-        rope, name = self.config.rope, "rope_freqs.weight"
-        factors = self.weights.vector(name, rope.dim // 2) if name in self.weights else None
-        return RotaryEmbedding(rope, factors, device=self.weights.device, numerics=self.numerics)
+        name, pairs = "rope_freqs.weight", self.config.rope.dim // 2
+        factors = self.weights.vector(name, pairs, device="cpu") if name in self.weights else None
+        return RotaryEmbedding(
+            self.config.rope, factors, device=self.weights.device, numerics=self.numerics
+        )

@@ -27,8 +27,8 @@ _VECTOR_TYPES = ("F32", "F16", "BF16")
 class Weights:
     """The tensors of a file, each to be taken by the layer that needs it.
 
-    A matrix is repacked on the CPU, tensor by tensor, and uploaded: besides the model itself there
-    is never more than one tensor in memory, and nothing is dequantized.
+    Matrices go to the device as they lie in the file and are repacked there, one product's worth
+    at a time; nothing is dequantized.
 
     Args:
         gguf: the open file.
@@ -76,23 +76,20 @@ class Weights:
             bias: every part must have one.
         """
         runs = _runs(parts, lambda stem: (self._type(f"{stem}.weight"), f"{stem}.bias" in self))
-        linears = []
-        for run in runs:
-            weight = self.packed({f"{stem}.weight": (parts[stem], inputs) for stem in run})
-            biases = [
-                self.vector(f"{stem}.bias", parts[stem])
-                for stem in run
-                if bias or f"{stem}.bias" in self
-            ]
-            linears.append(
-                QuantLinear(
-                    weight,
-                    torch.cat(biases) if biases else None,
-                    parts={stem: parts[stem] for stem in run},
-                    numerics=self.numerics,
-                )
-            )
-        return LinearGroup(linears)
+        return LinearGroup(
+            [self._product({s: parts[s] for s in run}, inputs, bias) for run in runs]
+        )
+
+    def _product(self, parts: dict[str, int], inputs: int, bias: bool) -> QuantLinear:
+        weight = self.packed({f"{stem}.weight": (rows, inputs) for stem, rows in parts.items()})
+        biases = [
+            self.vector(f"{stem}.bias", rows)
+            for stem, rows in parts.items()
+            if bias or f"{stem}.bias" in self
+        ]
+        return QuantLinear(
+            weight, torch.cat(biases) if biases else None, parts=parts, numerics=self.numerics
+        )
 
     def experts(self, names: list[str], shape: tuple[int, int, int]) -> list[PackedTensor]:
         """Stacks (E, N, K); neighbours of one type become one, expert by expert.
@@ -105,28 +102,29 @@ class Weights:
     def packed(self, shapes: dict[str, tuple[int, ...]]) -> PackedTensor:
         """One matrix of the tensors named, of one type: (N, K) below each other, (E, N, K) by E."""
         infos = [self._info(name, shape) for name, shape in shapes.items()]
-        stacks = [shape[0] if len(shape) == 3 else 1 for shape in shapes.values()]
-        rows = sum(math.prod(shape[:-1]) for shape in shapes.values())
-        data = [self.gguf.data(name).view(n, -1) for name, n in zip(shapes, stacks)]
+        rows = sum(math.prod(info.shape[:-1]) for info in infos)
+        stack = math.prod(infos[0].shape[:-2])  # E, or 1 for a matrix
+        data = [self.gguf.data(info.name).to(self.device).view(stack, -1) for info in infos]
         together = data[0] if len(data) == 1 else torch.cat(data, dim=1)
         try:
             packed = PackedTensor.from_bytes(
                 infos[0].type, together.flatten(), (rows, infos[0].shape[-1])
             )
         except UnsupportedError as error:
-            raise UnsupportedError(f"{infos[0].name}: {error.what}", error.supported) from None
+            what = f"tensor {infos[0].name!r}: {error.what}"
+            raise UnsupportedError(what, error.supported) from None
         for info in infos:
             self._take(info)
-        return packed.to(self.device)
+        return packed
 
-    def vector(self, name: str, length: int) -> Tensor:
-        """A norm's weight, a bias or the like, as float32 [D]."""
+    def vector(self, name: str, length: int, *, device: str | None = None) -> Tensor:
+        """A norm's weight, a bias or the like, as float32 [D], on ``device`` if it is given."""
         info = self._info(name, (length,))
         if info.type.name not in _VECTOR_TYPES:
             raise UnsupportedError(f"tensor {name!r}: a vector of {info.type.name}", _VECTOR_TYPES)
         values = formats.dequantize(info.type, self.gguf.data(name))
         self._take(info)
-        return values.to(self.device)
+        return values.to(device or self.device)
 
     def check_all_taken(self) -> None:
         """Raise for tensors that no layer asked for: the model would not be the file's.

@@ -11,6 +11,8 @@ from tiny_models import write_tiny
 
 from oxillama_torch.errors import GGUFError, UnsupportedError
 from oxillama_torch.gguf.reader import read_gguf
+from oxillama_torch.layers.linear import Embedding, QuantLinear
+from oxillama_torch.layers.moe import MixtureOfExperts
 from oxillama_torch.models.loader import load_model
 
 IDS = list(range(20, 40))
@@ -147,6 +149,24 @@ def test_the_decoder_outlives_the_file(tiny, tmp_path):
     decoder = load(copy)
     copy.write_bytes(bytes(copy.stat().st_size))
     assert torch.equal(logits(decoder), logits(load(tiny)))
+
+
+@pytest.mark.parametrize(
+    ("arch", "type_name"), [("llama-llama3", "Q8_0"), ("qwen3moe", "F16"), ("qwen2", "Q4_0")]
+)
+def test_everything_goes_to_the_device(arch, type_name, tmp_path):
+    write_tiny(arch, tmp_path / "tiny.gguf", type_name=type_name)
+    with read_gguf(tmp_path / "tiny.gguf") as file:
+        decoder = load_model(file, device="meta")
+    assert decoder.device == torch.device("meta")
+    for name, module in decoder.named_modules():
+        weights = [module.weight] if isinstance(module, QuantLinear | Embedding) else []
+        if isinstance(module, MixtureOfExperts):
+            weights = [*module.gate_up, module.down]
+        norms = getattr(module, "norms", None) or ()
+        tensors = [*(x for x in norms if isinstance(x, torch.Tensor)), *module.buffers()]
+        for holder in (*weights, *tensors):
+            assert holder.device == decoder.device, name
 
 
 def test_progress_ends_at_the_total(tiny):
