@@ -9,3 +9,26 @@ if (_root / "setup.cfg").is_file():
     __path__.append(str(_root))
 
 __version__ = "0.1.0"
+
+__all__ = ["LLM", "Completion", "SamplingParams", "__version__", "read_gguf"]
+
+_HOMES = {
+    "LLM": "oxillama_torch.llm",
+    "Completion": "oxillama_torch.completion",
+    "SamplingParams": "oxillama_torch.sampling.params",
+    "read_gguf": "oxillama_torch.gguf.reader",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Public names are imported when they are first used: ``--help`` must not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

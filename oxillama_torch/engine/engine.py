@@ -54,7 +54,8 @@ class Engine:
         model: the decoder.
         config: sizes; see EngineConfig.
         eos_ids: the model's end-of-generation tokens.
-        fingerprint: identifies model and numerics in the prefix cache.
+        banned_ids: tokens that are never chosen.
+        fingerprint: identifies everything that shapes an output, see ``loading.fingerprint``.
         clock: monotonic seconds.
     """
 
@@ -64,10 +65,12 @@ class Engine:
         config: EngineConfig,
         *,
         eos_ids: frozenset[int] = frozenset(),
+        banned_ids: frozenset[int] = frozenset(),
         fingerprint: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._eos_ids, self._clock = config, eos_ids, clock
+        self.fingerprint = fingerprint
         self.vocab_size = model.config.vocab_size
         batch_size = config.max_batch_size or DEFAULT_BATCH_SIZE
         context = min(
@@ -95,7 +98,7 @@ class Engine:
             page_size=size,
             device=device,
         )
-        self._runner = ModelRunner(model, pool, builder)
+        self._runner = ModelRunner(model, pool, builder, banned_ids)
         self._counters = Counters()
         self._order = itertools.count()
         self._handles: dict[str, tuple[RequestState, RequestHandle]] = {}

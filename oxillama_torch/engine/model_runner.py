@@ -57,10 +57,18 @@ class ModelRunner:
         model: the decoder.
         pool: keys and values.
         builder: makes the step's tensors.
+        banned_ids: tokens that are never chosen.
     """
 
-    def __init__(self, model: Model, pool: KVPool, builder: BatchBuilder) -> None:
+    def __init__(
+        self,
+        model: Model,
+        pool: KVPool,
+        builder: BatchBuilder,
+        banned_ids: frozenset[int] = frozenset(),
+    ) -> None:
         self._model, self._pool, self._builder = model, pool, builder
+        self._banned = torch.tensor(sorted(banned_ids), device=model.device) if banned_ids else None
 
     def run(self, batch: ScheduledBatch) -> dict[RequestState, ItemResult]:
         """Compute one step. Repeating it with fewer items is harmless: it writes the same again."""
@@ -86,7 +94,7 @@ class ModelRunner:
         if not inputs.sampling:
             return
         logits = self._model.logits(rows[: len(inputs.sampling)])
-        sampled = sample(logits, [item.state.row for item in inputs.sampling])
+        sampled = sample(logits, [item.state.row for item in inputs.sampling], self._banned)
         for item, out in zip(inputs.sampling, sampled):
             result = results[item.state]
             result.token_id, result.logprobs, result.error = out.token_id, out.logprobs, out.error

@@ -1,6 +1,6 @@
 """From logits to token ids: the order of the steps.
 
-    1. logit bias and bans        add_bias
+    1. logit bias and bans        add_bias, and the model's own banned tokens
     2. end tokens before min_tokens are banned (same pass)
     3. repetition, frequency, presence penalty         penalise
     4. temperature 0: the likeliest token, ties by lower id, and that is all
@@ -36,16 +36,21 @@ from oxillama_torch.sampling.row import SamplingRow
 __all__ = ["adjust", "choose", "draw"]
 
 
-def adjust(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
-    """Logits after steps 1 to 3; the same tensor when no row asks for any of them.
+def adjust(
+    logits: torch.Tensor, rows: Sequence[SamplingRow], banned: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Logits after steps 1 to 3; the same tensor when there is nothing to change.
 
     Args:
         logits: float32 [R, V], left as it is.
         rows: one per row.
+        banned: int64 ids that no row may choose.
     """
-    if not any(changes_logits(row) for row in rows):
+    if banned is None and not any(changes_logits(row) for row in rows):
         return logits
     logits = logits.clone()
+    if banned is not None:
+        logits.index_fill_(1, banned, -torch.inf)
     add_bias(logits, rows)
     penalise(logits, rows)
     return logits

@@ -40,7 +40,9 @@ def finite_rows(x: torch.Tensor) -> torch.Tensor:
     return torch.isfinite(low) & torch.isfinite(high)
 
 
-def sample(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[Sampled]:
+def sample(
+    logits: torch.Tensor, rows: Sequence[SamplingRow], banned: torch.Tensor | None = None
+) -> list[Sampled]:
     """Choose a token for every row.
 
     A row with NaN or infinite logits, or one whose every token is banned, gets an error; the
@@ -49,8 +51,9 @@ def sample(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[Sampled]:
     Args:
         logits: float32 [R, V], raw.
         rows: one per row.
+        banned: int64 ids that no row may choose; None: none.
     """
-    adjusted = adjust(logits, rows)
+    adjusted = adjust(logits, rows, banned)
     chosen = choose(adjusted, rows)
     finite = finite_rows(logits)
     possible = adjusted.amax(-1) > -torch.inf if adjusted is not logits else finite

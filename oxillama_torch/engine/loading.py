@@ -1,0 +1,104 @@
+"""From a configuration and an open GGUF file to an engine: device, dtype, numerics, kernels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+
+from oxillama_torch import __version__
+from oxillama_torch.config import EngineConfig, environment
+from oxillama_torch.engine.engine import Engine
+from oxillama_torch.errors import UnsupportedError
+from oxillama_torch.gguf.reader import GGUFFile
+from oxillama_torch.kernels import registry
+from oxillama_torch.models.loader import load_model
+
+__all__ = ["fingerprint", "load_engine", "resolve"]
+
+_SAMPLE_BYTES = 256
+
+
+def resolve(config: EngineConfig) -> tuple[torch.device, torch.dtype, str]:
+    """What ``auto`` means on this machine: device, activation dtype, numerics.
+
+    Raises:
+        UnsupportedError: a CUDA device that is not there.
+    """
+    has_cuda = torch.cuda.is_available()
+    name = ("cuda" if has_cuda else "cpu") if config.device == "auto" else config.device
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if has_cuda else 0
+        if (device.index or 0) >= count:
+            raise UnsupportedError(
+                f"device {name!r}", ("cpu", *(f"cuda:{index}" for index in range(count)))
+            )
+    default = "bfloat16" if device.type == "cuda" else "float32"
+    dtype = getattr(torch, default if config.dtype == "auto" else config.dtype)
+    numerics = config.numerics
+    if numerics == "auto":
+        numerics = "fast" if device.type == "cuda" else "invariant"
+    return device, dtype, numerics
+
+
+def load_engine(
+    config: EngineConfig,
+    gguf: GGUFFile,
+    *,
+    eos_ids: frozenset[int],
+    banned_ids: frozenset[int] = frozenset(),
+    progress: Callable[[int, int], None] | None = None,
+) -> Engine:
+    """Load a model and make its engine. The file may be closed afterwards.
+
+    Args:
+        config: see EngineConfig; ``kernels`` takes effect for the whole process.
+        gguf: the open file.
+        eos_ids, banned_ids: the tokenizer's.
+        progress: called with (bytes loaded, bytes in all).
+
+    Raises:
+        GGUFError, UnsupportedError: as ``models.loader.load_model``.
+        EngineError: no memory for KV pages.
+    """
+    rules = config.kernels if config.kernels is not None else environment("KERNELS")
+    if rules is not None:
+        registry.set_rules(rules)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device, dtype, numerics = resolve(config)
+    model = load_model(gguf, device=device, dtype=dtype, numerics=numerics, progress=progress)
+    return Engine(
+        model,
+        config,
+        eos_ids=eos_ids,
+        banned_ids=banned_ids,
+        fingerprint=fingerprint(config, gguf),
+    )
+
+
+def fingerprint(config: EngineConfig, gguf: GGUFFile) -> str:
+    """Name of everything that shapes an output: build, model, numerics, kernels and device.
+
+    Equal outputs are promised for equal fingerprints only. Of each tensor, name, type, shape and a
+    few bytes of its data go in: reading all of a large file would take longer than loading it.
+
+    Returns: ``fp_`` and 16 hexadecimal digits.
+    """
+    device, dtype, numerics = resolve(config)
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_capability()
+    parts = [__version__, torch.__version__, str(dtype), numerics, hardware]
+    parts.append(repr(registry.active_rules()))
+    digest = hashlib.sha256("\n".join(parts).encode())
+    for name, info in sorted(gguf.tensors.items()):
+        data = gguf.data(name)
+        digest.update(f"{name} {info.type} {info.shape} ".encode())
+        digest.update(data[:_SAMPLE_BYTES].numpy())
+        digest.update(data[-_SAMPLE_BYTES:].numpy())
+    return f"fp_{digest.hexdigest()[:16]}"
+
+
+def _cpu_capability() -> str:
+    return f"cpu {torch.backends.cpu.get_cpu_capability()}"

@@ -1,0 +1,317 @@
+"""LLM: the offline front door. Same engine, same thread, same handles as the server.
+
+    >>> from oxillama_torch import LLM, SamplingParams
+    >>> with LLM() as llm:                      # the demo model; LLM("some.gguf") for another
+    ...     llm.generate("def fibonacci(n):", SamplingParams(max_tokens=32))[0].text
+
+N texts, T tokens, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oxillama_torch.completion import Collector, Completion, Piece, Score
+from oxillama_torch.config import EngineConfig
+from oxillama_torch.engine.loading import load_engine, resolve
+from oxillama_torch.engine.request import Capture, GenerationRequest, PromptEvent
+from oxillama_torch.engine.thread import EngineThread
+from oxillama_torch.errors import RequestError, UnsupportedError
+from oxillama_torch.gguf.reader import read_gguf
+from oxillama_torch.sampling.params import SamplingParams
+from oxillama_torch.sampling.philox import child_seed, random_seed
+from oxillama_torch.tokenizer.chat_template import ChatTemplate
+from oxillama_torch.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["LLM"]
+
+_NO_TOKENS = SamplingParams(max_tokens=0, temperature=0)
+
+_POOLINGS = {
+    "last": lambda hidden: hidden[-1],
+    "first": lambda hidden: hidden[0],
+    "mean": lambda hidden: hidden.mean(0),
+    "max": lambda hidden: hidden.amax(0),
+}
+
+Prompt = str | Sequence[int]
+Message = Mapping[str, Any]
+
+
+class LLM:
+    """A model, ready to be asked from Python.
+
+    Prompts are texts or lists of token ids. Texts are encoded as the model wants them (begin token
+    where it asks for one); what looks like a special token in them stays plain text.
+
+    Args:
+        model: GGUF file, or the first of a split set; None: the demo model.
+        device, numerics, dtype, kernels, max_batch_size, max_context: see EngineConfig.
+        options: any other field of EngineConfig.
+
+    Attributes:
+        config: the configuration.
+        engine: the batching thread; it also takes GenerationRequests.
+        tokenizer: the model's tokenizer.
+        chat_template: None when the file has none.
+        name: ``general.name`` of the file, blanks as hyphens, or the file's own name.
+        fingerprint: equal outputs are promised for equal fingerprints, see ``engine.loading``.
+
+    Raises:
+        OSError: the file cannot be read.
+        GGUFError: it is not a sound GGUF file.
+        UnsupportedError: it needs something that this build does not do.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        device: str = "auto",
+        numerics: str = "auto",
+        dtype: str = "auto",
+        kernels: str | None = None,
+        max_batch_size: int | None = None,
+        max_context: int | None = None,
+        **options: Any,
+    ) -> None:
+        self._open(
+            EngineConfig(
+                model=None if model is None else Path(model),
+                device=device,
+                numerics=numerics,
+                dtype=dtype,
+                kernels=kernels,
+                max_batch_size=max_batch_size,
+                max_context=max_context,
+                **options,
+            )
+        )
+
+    @classmethod
+    def from_config(cls, config: EngineConfig) -> LLM:
+        """Open what a configuration names."""
+        llm = cls.__new__(cls)
+        llm._open(config)
+        return llm
+
+    def _open(self, config: EngineConfig) -> None:
+        self.config = config
+        with read_gguf(config.model_path) as gguf:
+            self.tokenizer = Tokenizer.from_gguf(gguf.metadata)
+            engine = load_engine(
+                config,
+                gguf,
+                eos_ids=self.tokenizer.eos_ids,
+                banned_ids=self.tokenizer.suppressed_ids,
+            )
+            name = gguf.metadata.get("general.name")
+            self.name = "-".join(str(name).split()) if name else config.model_path.stem
+            self._architecture = gguf.architecture
+            self.chat_template = _chat_template(gguf.metadata, self.tokenizer)
+        self.fingerprint = engine.fingerprint
+        self.engine = EngineThread(engine, inbox_size=config.inbox_size)
+        self.engine.start()
+        # Also runs when the interpreter ends: a thread inside torch must not outlive it.
+        self._finalizer = weakref.finalize(self, _close, self.engine, self.chat_template)
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the batching thread; what is running ends as ``cancelled``. Idempotent."""
+        self._finalizer()
+
+    def describe(self) -> str:
+        """Architecture, device, dtype and numerics in a few words."""
+        device, dtype, numerics = resolve(self.config)
+        return (
+            f"{self._architecture} on {device}, {str(dtype).removeprefix('torch.')}, "
+            f"{numerics} numerics, context {self.engine.max_context}"
+        )
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
+    ) -> list[Completion]:
+        """Continue prompts, all of them in one batch as far as there is room.
+
+        Args:
+            prompts: one prompt or several.
+            params: for all of them; ``n`` completions each, one after the other in the result.
+
+        Raises:
+            RequestError: a prompt cannot be served.
+            EngineError: the engine failed.
+        """
+        params = params or SamplingParams()
+        requests = [
+            request for prompt in self._prompts(prompts) for request in _requests(prompt, params)
+        ]
+        return self._collector().completions(requests)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **template_variables: Any,
+    ) -> Completion | list[Completion]:
+        """Answer a conversation, or several.
+
+        Args:
+            messages: ``{"role": ..., "content": ...}`` mappings, or a list of such lists.
+            params: as for ``generate``.
+            tools: tool definitions for the template.
+            template_variables: further variables for the template.
+
+        Returns: a Completion for one conversation with ``n=1``, else a list.
+
+        Raises:
+            UnsupportedError: the file has no chat template.
+            RequestError: the template refuses the messages.
+        """
+        several = not messages or not isinstance(messages[0], Mapping)
+        conversations = messages if several else [messages]
+        done = self.generate(
+            [self.chat_ids(m, tools=tools, **template_variables) for m in conversations], params
+        )
+        return done if several or len(done) != 1 else done[0]
+
+    def chat_ids(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **template_variables: Any,
+    ) -> list[int]:
+        """The prompt that the chat template makes of a conversation."""
+        if self.chat_template is None:
+            raise UnsupportedError("chat with a model whose file has no chat template")
+        return self.chat_template.render_ids(messages, tools=tools, **template_variables)
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Piece]:
+        """Continue one prompt piece by piece; closing the iterator ends the request.
+
+        Args:
+            prompt: text or token ids.
+            params: as for ``generate``, with ``n=1``.
+        """
+        params = params or SamplingParams()
+        if params.n != 1:
+            raise RequestError("a stream has one completion", param="n")
+        [request] = _requests(self._ids(prompt), params)
+        return self._collector().pieces(request)
+
+    def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """Logits after each token.
+
+        Returns: float32 [T, V] on the CPU.
+        """
+        [event] = self._captured([self._ids(token_ids)], "logits")
+        return torch.from_numpy(event.captured)
+
+    def score(self, text: Prompt) -> Score:
+        """Log-probability of each token of a text given those before it."""
+        ids = self._ids(text)
+        request = GenerationRequest(
+            prompt_token_ids=tuple(ids), params=replace(_NO_TOKENS, prompt_logprobs=0)
+        )
+        [event] = self._collector().prompts([request])
+        logprobs = [None if entry is None else entry.logprob for entry in event.logprobs]
+        return Score(ids, logprobs, sum(logprobs[1:]))
+
+    def embed(
+        self, texts: Prompt | Sequence[Prompt], pooling: str = "last", *, normalize: bool = True
+    ) -> torch.Tensor:
+        """Embeddings from the hidden states after the final norm.
+
+        Args:
+            texts: one text or several.
+            pooling: ``last``, ``first``, ``mean`` or ``max`` over a text's tokens.
+            normalize: scale each embedding to length 1.
+
+        Returns: float32 [N, D] on the CPU.
+        """
+        if pooling not in _POOLINGS:
+            raise UnsupportedError(f"pooling {pooling!r}", _POOLINGS)
+        events = self._captured(self._prompts(texts), "hidden")
+        pooled = [_POOLINGS[pooling](torch.from_numpy(event.captured)) for event in events]
+        embeddings = torch.stack(pooled)
+        return torch.nn.functional.normalize(embeddings, dim=-1) if normalize else embeddings
+
+    def tokenize(
+        self, text: str, *, add_special: bool = True, parse_special: bool = False
+    ) -> list[int]:
+        """Text to token ids, as ``Tokenizer.encode``."""
+        return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, token_ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """Token ids to text, as ``Tokenizer.decode``."""
+        return self.tokenizer.decode(token_ids, skip_special=skip_special)
+
+    def load_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
+        """LoRA is not built yet: raises UnsupportedError."""
+        raise UnsupportedError(f"loading adapter {name!r}: LoRA is not built yet")
+
+    def merge_adapter(self, name: str, scale: float = 1.0) -> None:
+        """LoRA is not built yet: raises UnsupportedError."""
+        raise UnsupportedError(f"merging adapter {name!r}: LoRA is not built yet")
+
+    def unmerge_adapter(self, name: str, scale: float = 1.0) -> None:
+        """LoRA is not built yet: raises UnsupportedError."""
+        raise UnsupportedError(f"unmerging adapter {name!r}: LoRA is not built yet")
+
+    def _collector(self) -> Collector:
+        return Collector(self.engine, self.tokenizer)
+
+    def _captured(self, prompts: Sequence[Sequence[int]], what: Capture) -> list[PromptEvent]:
+        return self._collector().prompts(
+            [
+                GenerationRequest(prompt_token_ids=tuple(ids), params=_NO_TOKENS, capture=what)
+                for ids in prompts
+            ]
+        )
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        return self.tokenize(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
+
+    def _prompts(self, prompts: Prompt | Sequence[Prompt]) -> list[list[int]]:
+        """One prompt or several, as lists of ids."""
+        single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral))
+        return [self._ids(prompt) for prompt in ([prompts] if single else prompts)]
+
+
+def _requests(ids: Sequence[int], params: SamplingParams) -> list[GenerationRequest]:
+    """``n`` requests for one prompt, each with a seed of its own."""
+    seed = random_seed() if params.seed is None else params.seed
+    return [
+        GenerationRequest(
+            prompt_token_ids=tuple(ids), params=replace(params, n=1, seed=child_seed(seed, index))
+        )
+        for index in range(params.n)
+    ]
+
+
+def _chat_template(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate | None:
+    try:
+        return ChatTemplate.from_gguf(metadata, tokenizer)
+    except UnsupportedError:
+        return None
+
+
+def _close(engine: EngineThread, template: ChatTemplate | None) -> None:
+    engine.stop()
+    if template is not None:
+        template.close()
