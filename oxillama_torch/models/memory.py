@@ -81,16 +81,17 @@ def _packed_row_bytes(type: GGMLType, weights: int) -> int:
 
 
 def _workspace_bytes(config: ModelConfig, tokens: int, requests: int) -> int:
-    """The widest moment of a layer, in float32: its input, residual and output, and inside them
-    either q, k, v and the result or the three intermediates of the feed-forward layer."""
-    used = 1 if config.experts is None else config.experts.used
-    widest = max(
-        max(
-            (2 * layer.num_heads + 2 * layer.num_kv_heads) * max(config.key_dim, config.value_dim),
-            used * (3 * layer.intermediate_size + 2 * config.hidden_size),
-        )
-        for layer in config.layers
-    )
-    activations = tokens * (4 * config.hidden_size + widest)
+    """The widest moment of a layer with the reference kernels, which hold most: float32 throughout,
+    inputs padded to tiles, and the activation's intermediates besides its inputs."""
+    hidden, experts = config.hidden_size, config.experts
+    head_dim = max(config.key_dim, config.value_dim)
+    widest = 0
+    for layer in config.layers:
+        attention = 3 * (layer.num_heads + layer.num_kv_heads) * head_dim
+        ffn = 5 * layer.intermediate_size
+        if experts is not None:
+            ffn = experts.used * (ffn + 3 * hidden)  # a row per token and expert, in and out
+        widest = max(widest, attention, ffn)
+    activations = tokens * (6 * hidden + widest)
     # the logits, and the sorted copy that sampling makes of them
     return 4 * (activations + 2 * requests * config.vocab_size)
