@@ -23,8 +23,9 @@ The tile decoder of a format is a ``@triton.jit`` function that matmul kernels t
     rows      int64 [BLOCK_N], row indices into the planes
     row_mask  bool [BLOCK_N]; nothing is read for a masked row, and its weights are 0
     k0, K     first weight of the tile, a multiple of BLOCK_K, and the row length
-    BLOCK_K   a power of two from 32 to 256 that divides K. Formats with one-weight blocks (F32,
-              F16, BF16) take any power of two, and give 0 where k >= K.
+    BLOCK_K   a power of two that divides K, from 32 to 256; types with blocks of 256 weights take
+              64 to 256. Formats of single weights (F32, F16, BF16) take any power of two, and
+              give 0 where k >= K.
 
 Its values equal ``dequantize`` bit for bit, except that a GPU compiler may contract ``a * b - c``
 into one fused operation, which rounds once instead of twice (launch with

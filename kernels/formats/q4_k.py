@@ -22,7 +22,7 @@ from oxillama_torch.kernels.formats.bits import (
     join_scales6,
     split_scales6,
 )
-from oxillama_torch.kernels.formats.tile import jit, tl
+from oxillama_torch.kernels.formats.tile import jit, nibbles, small_to_float, tl
 
 
 def split(blocks: Tensor) -> dict[str, Tensor]:
@@ -74,11 +74,12 @@ def decode_tile(
     """Planes: qs, scales, dm."""
     group = k0 // 32 + tl.arange(0, BLOCK_K // 32)
     d, dmin = scales_tile(p1, p2, s1, s2, rows, row_mask, group)
-    byte = (group // 2 * 32)[:, None] + tl.arange(0, 32)[None, :]
+    pair = k0 // 64 + tl.arange(0, BLOCK_K // 64)
+    byte = (pair * 32)[:, None] + tl.arange(0, 32)[None, :]
     mask = row_mask[:, None, None]
     qs = tl.load(p0 + rows[:, None, None] * s0 + byte[None], mask=mask, other=0)
-    q = (qs >> (group % 2 * 4)[None, :, None]) & 15
-    w = q.to(tl.float32) * d[:, :, None] - dmin[:, :, None]
+    q = nibbles(qs.to(tl.int32)).reshape(BLOCK_N, BLOCK_K // 32, 32)
+    w = small_to_float(q, 0) * d[:, :, None] - dmin[:, :, None]
     return w.reshape(BLOCK_N, BLOCK_K)
 
 

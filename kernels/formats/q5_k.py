@@ -24,7 +24,7 @@ from oxillama_torch.kernels.formats.bits import (
     split_scales6,
 )
 from oxillama_torch.kernels.formats.q4_k import apply_scales, scales_tile
-from oxillama_torch.kernels.formats.tile import jit, tl
+from oxillama_torch.kernels.formats.tile import jit, small_to_float, tl
 
 
 def split(blocks: Tensor) -> dict[str, Tensor]:
@@ -59,16 +59,18 @@ def decode_tile(
 ):  # fmt: skip
     """Planes: qs, qh, scales, dm."""
     group = k0 // 32 + tl.arange(0, BLOCK_K // 32)
-    j = tl.arange(0, 32)
     d, dmin = scales_tile(p2, p3, s2, s3, rows, row_mask, group)
+    # Two groups share their low bytes, eight their high ones; the pair's bits of qh come first.
+    pair = k0 // 64 + tl.arange(0, BLOCK_K // 64)
+    j = tl.arange(0, 32)
     row, mask = rows[:, None, None], row_mask[:, None, None]
-    low_byte = (group // 2 * 32)[:, None] + j[None, :]
-    high_byte = (group // 8 * 32)[:, None] + j[None, :]
-    qs = tl.load(p0 + row * s0 + low_byte[None], mask=mask, other=0)
-    qh = tl.load(p1 + row * s1 + high_byte[None], mask=mask, other=0)
-    low = (qs >> (group % 2 * 4)[None, :, None]) & 15
-    high = (qh >> (group % 8)[None, :, None]) & 1
-    w = (low | high << 4).to(tl.float32) * d[:, :, None] - dmin[:, :, None]
+    low_at = p0 + row * s0 + ((pair * 32)[:, None] + j[None, :])[None]
+    high_at = p1 + row * s1 + ((pair // 4 * 32)[:, None] + j[None, :])[None]
+    low = tl.load(low_at, mask=mask, other=0).to(tl.int32)
+    high = tl.load(high_at, mask=mask, other=0).to(tl.int32) >> (pair % 4 * 2)[None, :, None]
+    q = tl.join(low & 15 | (high & 1) << 4, low >> 4 | (high & 2) << 3)
+    q = q.permute(0, 1, 3, 2).reshape(BLOCK_N, BLOCK_K // 32, 32)
+    w = small_to_float(q, 0) * d[:, :, None] - dmin[:, :, None]
     return w.reshape(BLOCK_N, BLOCK_K)
 
 

@@ -46,28 +46,51 @@ def decode(out: Tensor, ql: Tensor, qh: Tensor, scales: Tensor, d: Tensor) -> No
 
 
 @jit
+def half_tile(p_ql, p_qh, s_ql, s_qh, rows, row_mask, half):
+    """Quants of whole halves of blocks, int32 [BLOCK_N, halves, 2, 2, 32]; each byte read once."""
+    j = tl.arange(0, 32)
+    row, mask = rows[:, None, None], row_mask[:, None, None]
+    low_at = p_ql + row * s_ql + ((half * 64)[:, None] + j[None, :])[None]
+    high_at = p_qh + row * s_qh + ((half * 32)[:, None] + j[None, :])[None]
+    a = tl.load(low_at, mask=mask, other=0).to(tl.int32)
+    b = tl.load(low_at + 32, mask=mask, other=0).to(tl.int32)
+    high = tl.load(high_at, mask=mask, other=0).to(tl.int32)
+    first = tl.join(a & 15 | (high & 3) << 4, b & 15 | (high & 12) << 2)
+    second = tl.join(a >> 4 | high & 48, b >> 4 | (high >> 2) & 48)
+    return tl.join(first, second).permute(0, 1, 4, 3, 2)
+
+
+@jit
+def quarter_tile(p_ql, p_qh, s_ql, s_qh, rows, row_mask, k0):
+    """Quants of one aligned run of 64 weights, int32 [BLOCK_N, 2, 32]."""
+    at = k0 // 128 * 32 + tl.arange(0, 32)
+    shift = k0 // 64 % 2 * 4
+    mask = row_mask[:, None]
+    low_at = p_ql + rows[:, None] * s_ql + (at + k0 // 128 * 32)[None, :]
+    a = tl.load(low_at, mask=mask, other=0).to(tl.int32) >> shift
+    b = tl.load(low_at + 32, mask=mask, other=0).to(tl.int32) >> shift
+    high_at = p_qh + rows[:, None] * s_qh + at[None, :]
+    high = tl.load(high_at, mask=mask, other=0).to(tl.int32) >> shift
+    return tl.join(a & 15 | (high & 3) << 4, b & 15 | (high & 12) << 2).permute(0, 2, 1)
+
+
+@jit
 def decode_tile(
     p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Planes: ql, qh, scales, d."""
-    # quarter: 32 consecutive weights, the i of the layout above being quarter % 4
-    quarter = k0 // 32 + tl.arange(0, BLOCK_K // 32)
-    j = tl.arange(0, 32)
-    mask = row_mask[:, None, None]
-    low_byte = (quarter // 4 * 64 + quarter % 2 * 32)[:, None] + j[None, :]
-    high_byte = (quarter // 4 * 32)[:, None] + j[None, :]
-    row = rows[:, None, None]
-    ql = tl.load(p0 + row * s0 + low_byte[None], mask=mask, other=0)
-    qh = tl.load(p1 + row * s1 + high_byte[None], mask=mask, other=0)
-    low = (ql >> (quarter // 2 % 2 * 4)[None, :, None]) & 15
-    high = (qh >> (quarter % 4 * 2)[None, :, None]) & 3
-    q = small_to_float(low | high << 4, 32).reshape(BLOCK_N, BLOCK_K // 16, 16)
+    if BLOCK_K == 64:
+        q = quarter_tile(p0, p1, s0, s1, rows, row_mask, k0)
+    else:
+        half = k0 // 128 + tl.arange(0, BLOCK_K // 128)
+        q = half_tile(p0, p1, s0, s1, rows, row_mask, half)
     group = k0 // 16 + tl.arange(0, BLOCK_K // 16)
     mask = row_mask[:, None]
     d = tl.load(p3 + rows[:, None] * s3 + (group // 16)[None, :], mask=mask, other=0.0)
     scale = tl.load(p2 + rows[:, None] * s2 + group[None, :], mask=mask, other=0)
-    w = q * (d.to(tl.float32) * scale.to(tl.float32))[:, :, None]
+    factor = d.to(tl.float32) * scale.to(tl.float32)
+    w = small_to_float(q, 32).reshape(BLOCK_N, BLOCK_K // 16, 16) * factor[:, :, None]
     return w.reshape(BLOCK_N, BLOCK_K)
 
 
