@@ -7,7 +7,6 @@ events, turns ids into text, applies stop strings and cancels what is left when 
 from __future__ import annotations
 
 import queue
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,7 +21,8 @@ from oxillama_torch.engine.request import (
     TokenLogprobs,
 )
 from oxillama_torch.errors import EngineError, RequestError
-from oxillama_torch.sampling.params import MAX_SEED, SamplingParams
+from oxillama_torch.sampling.params import SamplingParams
+from oxillama_torch.sampling.philox import child_seed, random_seed
 from oxillama_torch.server.service import Service
 from oxillama_torch.tokenizer.text_stream import TextStream
 
@@ -81,7 +81,7 @@ class Generation:
     Args:
         service: engine and tokenizer.
         prompts: token ids; ``params.n`` choices each, choice index = prompt * n + k.
-        params: sampling parameters; choice k draws with ``seed + k``.
+        params: sampling parameters; each choice draws with a seed of its own made of ``seed``.
         deadline: ``time.monotonic()`` after which choices end, or None.
     """
 
@@ -97,11 +97,13 @@ class Generation:
         self._listener: Callable[[], None] | None = None
         self._end_with: Exception | None = None
         self.choices: list[Choice] = []
-        self.seed = params.seed if params.seed is not None else secrets.randbelow(MAX_SEED)
+        seed = random_seed() if params.seed is None else params.seed
         try:
             for prompt in prompts:
                 for k in range(params.n):
-                    self._submit(tuple(prompt), _nth(params, self.seed, k), deadline)
+                    # Streams of different choices must not repeat each other.
+                    nth = replace(params, n=1, seed=child_seed(seed, k))
+                    self._submit(tuple(prompt), nth, deadline)
         except BaseException:
             self.cancel()
             raise
@@ -206,8 +208,3 @@ class Generation:
         choice = self.choices[index]
         choice.finished = True
         return Finished(index, reason, choice.completion_tokens)
-
-
-def _nth(params: SamplingParams, seed: int, k: int) -> SamplingParams:
-    """Parameters of choice k: streams of different choices must not repeat each other."""
-    return replace(params, n=1, seed=(seed + k) % MAX_SEED)
