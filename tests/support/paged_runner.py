@@ -25,7 +25,12 @@ class PagedRunner:
         self.page_size = page_size
         self.kv = [
             tuple(
-                torch.full((num_pages, page_size, heads, dim), float("nan"), dtype=decoder.dtype)
+                torch.full(
+                    (num_pages, page_size, heads, dim),
+                    float("nan"),
+                    dtype=decoder.dtype,
+                    device=decoder.device,
+                )
                 for dim in (key_dim, value_dim)
             )
             for heads, key_dim, value_dim in decoder.kv_shapes()
@@ -64,14 +69,15 @@ class PagedRunner:
         lengths = [self._lengths[name] for name in chunks]
         width = max(len(self._pages[name]) for name in chunks)
         table = [self._pages[n] + [-1] * (width - len(self._pages[n])) for n in chunks]
+        device = self.decoder.device
         return ForwardBatch(
-            input_ids=torch.tensor([i for ids in chunks.values() for i in ids]),
-            positions=torch.tensor(positions),
-            slot_mapping=torch.tensor(slots),
-            page_table=torch.tensor(table, dtype=torch.int32),
-            query_start=torch.tensor(starts, dtype=torch.int32),
-            seq_lens=torch.tensor(lengths, dtype=torch.int32),
+            input_ids=torch.tensor([i for ids in chunks.values() for i in ids], device=device),
+            positions=torch.tensor(positions, device=device),
+            slot_mapping=torch.tensor(slots, device=device),
+            page_table=torch.tensor(table, dtype=torch.int32, device=device),
+            query_start=torch.tensor(starts, dtype=torch.int32, device=device),
+            seq_lens=torch.tensor(lengths, dtype=torch.int32, device=device),
             max_query_len=max(len(ids) for ids in chunks.values()),
             max_seq_len=max(lengths),
-            logits_rows=torch.arange(starts[-1]),
+            logits_rows=torch.arange(starts[-1], device=device),
         )
