@@ -11,11 +11,13 @@ from oxillama_torch.kernels import registry
 
 __all__ = ["KINDS", "gated"]
 
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 KINDS = ("silu", "gelu", "gelu_tanh")
 
 registry.declare(
     "gated",
     "oxillama_torch.kernels.activation.reference",
+    "oxillama_torch.kernels.activation.triton_gated",
 )
 
 
@@ -30,23 +32,22 @@ def gated(
         numerics: ``"invariant"`` or ``"fast"``.
 
     Raises:
-        ValueError: shapes, dtypes, devices or strides do not fit, or the kind is unknown.
+        ValueError: an operand does not fit, or the kind is unknown; says got and wanted.
 
     Source: Shazeer, GLU Variants Improve Transformer, arXiv 2002.05202.
     """
     if kind not in KINDS:
-        raise ValueError(f"activation kind {kind!r}: one of {', '.join(KINDS)} is wanted")
-    if gate.ndim != 2 or gate.shape != up.shape:
-        raise ValueError(
-            f"gate {tuple(gate.shape)} and up {tuple(up.shape)}: both must be one [M, F]"
-        )
-    if gate.dtype != up.dtype or gate.device != up.device:
-        raise ValueError(
-            f"gate is {gate.dtype} on {gate.device}, up is {up.dtype} on {up.device}: "
-            "they must agree"
-        )
-    if gate.stride(-1) != 1 or up.stride(-1) != 1:
-        raise ValueError("gate and up must be contiguous along their last dimension")
+        raise ValueError(f"kind: got {kind!r}, wanted one of {', '.join(KINDS)}")
+    if gate.ndim != 2:
+        raise ValueError(f"gate: got {tuple(gate.shape)}, wanted (M, F)")
+    if gate.dtype not in _DTYPES:
+        raise ValueError(f"gate: got {gate.dtype}, wanted one of {', '.join(map(str, _DTYPES))}")
+    if (up.shape, up.dtype, up.device) != (gate.shape, gate.dtype, gate.device):
+        got, wanted = (f"{x.dtype} {tuple(x.shape)} on {x.device}" for x in (up, gate))
+        raise ValueError(f"up: got {got}, wanted {wanted} like gate")
+    for name, x in (("gate", gate), ("up", up)):
+        if x.stride(1) != 1:
+            raise ValueError(f"{name}: got strides {x.stride()}, wanted contiguous rows")
     if gate.numel() == 0:
         return gate.new_empty(gate.shape)
     call = registry.Call(gate.device.type, gate.dtype, numerics, m=gate.shape[0])

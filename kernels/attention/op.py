@@ -12,9 +12,12 @@ from oxillama_torch.kernels import registry
 
 __all__ = ["attention"]
 
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 registry.declare(
     "attention",
     "oxillama_torch.kernels.attention.reference",
+    "oxillama_torch.kernels.attention.triton_backend",
 )
 
 
@@ -62,16 +65,18 @@ def attention(
         [T, Hq, Dv] in q's dtype.
 
     Raises:
-        ValueError: shapes, dtypes, devices or numbers do not fit.
+        ValueError: an operand or a number does not fit; says got and wanted.
 
     Source: Vaswani et al., arXiv 1706.03762; paging: Kwon et al., arXiv 2309.06180.
     """
     _check_heads(q, k_pages, v_pages, sinks)
     _check_batch(q, k_pages, page_table, query_start, seq_lens, max_query_len, max_seq_len)
+    if not scale > 0:
+        raise ValueError(f"scale: got {scale}, wanted a positive number")
     if window is not None and window < 1:
-        raise ValueError(f"window is {window}: at least 1, or None, is wanted")
+        raise ValueError(f"window: got {window}, wanted None or at least 1")
     if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap is {softcap}: a positive number, or None, is wanted")
+        raise ValueError(f"softcap: got {softcap}, wanted None or a positive number")
     if q.shape[0] == 0:
         return q.new_empty(0, q.shape[1], v_pages.shape[3])
     call = registry.Call(q.device.type, q.dtype, numerics, m=max_query_len)
@@ -94,35 +99,27 @@ def attention(
 def _check_heads(
     q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, sinks: torch.Tensor | None
 ) -> None:
-    if q.ndim != 3 or k_pages.ndim != 4 or v_pages.ndim != 4:
-        raise ValueError(
-            f"q {tuple(q.shape)}, k_pages {tuple(k_pages.shape)}, v_pages {tuple(v_pages.shape)}: "
-            "[T, Hq, D], [P, S, Hkv, D] and [P, S, Hkv, Dv] are wanted"
-        )
-    if k_pages.shape[3] != q.shape[2] or k_pages.shape[:3] != v_pages.shape[:3]:
-        raise ValueError(
-            f"k_pages {tuple(k_pages.shape)}, v_pages {tuple(v_pages.shape)}: "
-            f"[P, S, Hkv, {q.shape[2]}] and [P, S, Hkv, Dv] are wanted"
-        )
-    page_size, kv_heads = k_pages.shape[1:3]
+    if q.ndim != 3:
+        raise ValueError(f"q: got {tuple(q.shape)}, wanted (T, HQ, D)")
+    if k_pages.ndim != 4 or k_pages.shape[3] != q.shape[2]:
+        raise ValueError(f"k_pages: got {tuple(k_pages.shape)}, wanted (P, S, HKV, {q.shape[2]})")
+    pages, page_size, kv_heads, _ = k_pages.shape
+    if v_pages.ndim != 4 or v_pages.shape[:3] != k_pages.shape[:3]:
+        wanted = f"({pages}, {page_size}, {kv_heads}, DV)"
+        raise ValueError(f"v_pages: got {tuple(v_pages.shape)}, wanted {wanted}")
     if page_size & (page_size - 1):
-        raise ValueError(f"pages have {page_size} slots: a power of two is wanted")
+        raise ValueError(f"k_pages: got {page_size} slots a page, wanted a power of two")
     if q.shape[1] % kv_heads:
-        raise ValueError(f"{q.shape[1]} query heads are no multiple of {kv_heads} key/value heads")
+        raise ValueError(f"q: got {q.shape[1]} heads, wanted a multiple of {kv_heads}")
+    for name, x in (("q", q), ("k_pages", k_pages), ("v_pages", v_pages)):
+        if x.dtype not in _DTYPES or x.device != q.device or not x.is_contiguous():
+            got = f"{x.dtype} with strides {x.stride()} on {x.device}"
+            wanted = f"a contiguous floating dtype on {q.device}"
+            raise ValueError(f"{name}: got {got}, wanted {wanted}")
     if k_pages.dtype != v_pages.dtype:
-        raise ValueError(f"k_pages are {k_pages.dtype}, v_pages {v_pages.dtype}: they must agree")
-    tensors = [("q", q), ("k_pages", k_pages), ("v_pages", v_pages)]
+        raise ValueError(f"v_pages: got {v_pages.dtype}, wanted {k_pages.dtype} like k_pages")
     if sinks is not None:
-        if tuple(sinks.shape) != (q.shape[1],) or sinks.dtype != torch.float32:
-            raise ValueError(
-                f"sinks is {sinks.dtype} {tuple(sinks.shape)}: float32 [{q.shape[1]}] is wanted"
-            )
-        tensors.append(("sinks", sinks))
-    for name, x in tensors:
-        if x.device != q.device or not x.is_contiguous():
-            raise ValueError(
-                f"{name} is on {x.device}, strides {x.stride()}: contiguous on {q.device} is wanted"
-            )
+        _check_table("sinks", sinks, torch.float32, (q.shape[1],), q.device)
 
 
 def _check_batch(
@@ -135,26 +132,23 @@ def _check_batch(
     max_seq_len: int,
 ) -> None:
     if page_table.ndim != 2:
-        raise ValueError(f"page_table is {tuple(page_table.shape)}: [B, L] is wanted")
+        raise ValueError(f"page_table: got {tuple(page_table.shape)}, wanted (B, L)")
     requests, width = page_table.shape
-    wanted = {
-        "page_table": (page_table, (requests, width)),
-        "query_start": (query_start, (requests + 1,)),
-        "seq_lens": (seq_lens, (requests,)),
-    }
-    for name, (x, shape) in wanted.items():
-        if tuple(x.shape) != shape or x.dtype != torch.int32 or not x.is_contiguous():
-            raise ValueError(
-                f"{name} is {x.dtype} {tuple(x.shape)}: contiguous int32 {shape} is wanted"
-            )
-        if x.device != q.device:
-            raise ValueError(f"{name} is on {x.device}: {q.device} is wanted")
-    if not 1 <= max_query_len <= max_seq_len and q.shape[0]:
-        raise ValueError(
-            f"max_query_len {max_query_len} and max_seq_len {max_seq_len}: "
-            "1 <= max_query_len <= max_seq_len is wanted"
-        )
-    if max_seq_len > width * k_pages.shape[1]:
-        raise ValueError(
-            f"max_seq_len is {max_seq_len}: page_table holds {width} pages of {k_pages.shape[1]}"
-        )
+    _check_table("page_table", page_table, torch.int32, (requests, width), q.device)
+    _check_table("query_start", query_start, torch.int32, (requests + 1,), q.device)
+    _check_table("seq_lens", seq_lens, torch.int32, (requests,), q.device)
+    if q.shape[0] and max_query_len < 1:
+        raise ValueError(f"max_query_len: got {max_query_len}, wanted at least 1")
+    if not max_query_len <= max_seq_len <= width * k_pages.shape[1]:
+        wanted = f"{max_query_len} to {width} pages of {k_pages.shape[1]}"
+        raise ValueError(f"max_seq_len: got {max_seq_len}, wanted {wanted}")
+
+
+def _check_table(
+    name: str, x: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device
+) -> None:
+    if tuple(x.shape) != shape or x.dtype != dtype or not x.is_contiguous():
+        got = f"{x.dtype} {tuple(x.shape)}"
+        raise ValueError(f"{name}: got {got}, wanted contiguous {dtype} {shape}")
+    if x.device != device:
+        raise ValueError(f"{name}: got {x.device}, wanted {device}")

@@ -11,9 +11,13 @@ from oxillama_torch.kernels import registry
 
 __all__ = ["rms_norm"]
 
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_MAX_FEATURES = 16384
+
 registry.declare(
     "rms_norm",
     "oxillama_torch.kernels.norm.reference",
+    "oxillama_torch.kernels.norm.triton_rms_norm",
 )
 
 
@@ -38,33 +42,30 @@ def rms_norm(
         The normed rows in ``x``'s dtype; with a residual, the pair (normed rows, sum).
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit.
+        ValueError: an operand does not fit; says got and wanted.
 
     Source: Zhang and Sennrich, Root Mean Square Layer Normalization, arXiv 1910.07467.
     """
     if x.ndim != 2 or not x.is_contiguous():
-        raise ValueError(
-            f"x is {tuple(x.shape)}, strides {x.stride()}: contiguous [M, D] is wanted"
-        )
-    if x.shape[1] > 16384:
-        raise ValueError(f"x has {x.shape[1]} features: at most 16384 are served")
-    if tuple(weight.shape) != (x.shape[1],) or weight.dtype != torch.float32:
-        raise ValueError(
-            f"weight is {weight.dtype} {tuple(weight.shape)}: float32 [{x.shape[1]}] is wanted"
-        )
-    if weight.device != x.device or not weight.is_contiguous():
-        raise ValueError(f"weight is on {weight.device}: contiguous on {x.device} is wanted")
-    if residual is not None and (
-        residual.shape != x.shape
-        or residual.dtype != x.dtype
-        or residual.device != x.device
-        or not residual.is_contiguous()
-    ):
-        raise ValueError(
-            f"residual is {residual.dtype} {tuple(residual.shape)} on {residual.device}: "
-            f"contiguous {x.dtype} {tuple(x.shape)} on {x.device} is wanted"
-        )
+        got = f"{tuple(x.shape)} with strides {x.stride()}"
+        raise ValueError(f"x: got {got}, wanted contiguous (M, D)")
+    if x.dtype not in _DTYPES:
+        raise ValueError(f"x: got {x.dtype}, wanted one of {', '.join(map(str, _DTYPES))}")
+    if x.shape[1] > _MAX_FEATURES:
+        raise ValueError(f"x: got {x.shape[1]} features, wanted at most {_MAX_FEATURES}")
+    _check_like("weight", weight, x.shape[1:], torch.float32, x.device)
+    if residual is not None:
+        _check_like("residual", residual, x.shape, x.dtype, x.device)
     if x.numel() == 0:
         return x if residual is None else (x, residual)
     call = registry.Call(x.device.type, x.dtype, numerics, m=x.shape[0])
     return registry.select("rms_norm", call).function(x, weight, eps, residual=residual)
+
+
+def _check_like(
+    name: str, x: torch.Tensor, shape: torch.Size, dtype: torch.dtype, device: torch.device
+) -> None:
+    if (x.shape, x.dtype, x.device) != (shape, dtype, device) or not x.is_contiguous():
+        got = f"{x.dtype} {tuple(x.shape)} with strides {x.stride()} on {x.device}"
+        wanted = f"contiguous {dtype} {tuple(shape)} on {device}"
+        raise ValueError(f"{name}: got {got}, wanted {wanted}")

@@ -13,10 +13,12 @@ from oxillama_torch.kernels import registry
 __all__ = ["STYLES", "rope_store_kv"]
 
 STYLES = ("norm", "neox")
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 registry.declare(
     "rope_store_kv",
     "oxillama_torch.kernels.rope.reference",
+    "oxillama_torch.kernels.rope.triton_rope_store_kv",
 )
 
 
@@ -60,12 +62,12 @@ def rope_store_kv(
         Rotated q, contiguous [T, Hq, D] in q's dtype. ``k_pages`` and ``v_pages`` change in place.
 
     Raises:
-        ValueError: shapes, dtypes, devices or strides do not fit, or the style is unknown.
+        ValueError: an operand does not fit, or the style is unknown; says got and wanted.
 
     Source: Su et al., RoFormer, arXiv 2104.09864; mscale: Peng et al., YaRN, arXiv 2309.00071.
     """
     if style not in STYLES:
-        raise ValueError(f"rope style {style!r}: one of {', '.join(STYLES)} is wanted")
+        raise ValueError(f"style: got {style!r}, wanted one of {', '.join(STYLES)}")
     _check_heads(q, k, v)
     _check_tokens(q, positions, slot_mapping)
     _check_pages(k, v, k_pages, v_pages)
@@ -91,31 +93,24 @@ def rope_store_kv(
 
 
 def _check_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-    if q.ndim != 3 or k.ndim != 3 or v.ndim != 3:
-        raise ValueError(
-            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: [T, heads, dim] is wanted"
-        )
-    tokens, _, dim = q.shape
-    if k.shape[0] != tokens or k.shape[2] != dim or v.shape[:2] != k.shape[:2]:
-        raise ValueError(
-            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: k must be "
-            f"[{tokens}, Hkv, {dim}] and v [{tokens}, Hkv, Dv]"
-        )
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.dtype != q.dtype or x.device != q.device:
-            raise ValueError(f"{name} is {x.dtype} on {x.device}: q's {q.dtype} on {q.device}")
+        if x.ndim != 3:
+            raise ValueError(f"{name}: got {tuple(x.shape)}, wanted (T, heads, dim)")
+        if x.dtype not in _DTYPES or (x.dtype, x.device) != (q.dtype, q.device):
+            wanted = f"{q.dtype} on {q.device}" if x is not q else "float32, bfloat16 or float16"
+            raise ValueError(f"{name}: got {x.dtype} on {x.device}, wanted {wanted}")
         if x.stride(2) != 1 or x.stride(1) != x.shape[2]:
-            raise ValueError(f"{name} has strides {x.stride()}: a token's heads must be contiguous")
+            raise ValueError(f"{name}: got strides {x.stride()}, wanted contiguous heads")
+    tokens, _, dim = q.shape
+    if (k.shape[0], k.shape[2]) != (tokens, dim):
+        raise ValueError(f"k: got {tuple(k.shape)}, wanted ({tokens}, HKV, {dim})")
+    if v.shape[:2] != k.shape[:2]:
+        raise ValueError(f"v: got {tuple(v.shape)}, wanted ({tokens}, {k.shape[1]}, DV)")
 
 
 def _check_tokens(q: torch.Tensor, positions: torch.Tensor, slot_mapping: torch.Tensor) -> None:
     for name, x in (("positions", positions), ("slot_mapping", slot_mapping)):
-        if tuple(x.shape) != (q.shape[0],) or x.dtype != torch.int64 or not x.is_contiguous():
-            raise ValueError(
-                f"{name} is {x.dtype} {tuple(x.shape)}: int64 [{q.shape[0]}] is wanted"
-            )
-        if x.device != q.device:
-            raise ValueError(f"{name} is on {x.device}: {q.device} is wanted")
+        _check_table(name, x, torch.int64, (q.shape[0],), q.device)
 
 
 def _check_pages(
@@ -123,16 +118,14 @@ def _check_pages(
 ) -> None:
     for name, pages, x in (("k_pages", k_pages, k), ("v_pages", v_pages, v)):
         if pages.ndim != 4 or pages.shape[2:] != x.shape[1:] or not pages.is_contiguous():
-            raise ValueError(
-                f"{name} is {tuple(pages.shape)}: contiguous [P, S, {x.shape[1]}, {x.shape[2]}] "
-                "is wanted"
-            )
-        if pages.device != x.device:
-            raise ValueError(f"{name} is on {pages.device}: {x.device} is wanted")
+            wanted = f"contiguous (P, S, {x.shape[1]}, {x.shape[2]})"
+            raise ValueError(f"{name}: got {tuple(pages.shape)}, wanted {wanted}")
+        if pages.device != x.device or pages.dtype not in _DTYPES:
+            got = f"{pages.dtype} on {pages.device}"
+            raise ValueError(f"{name}: got {got}, wanted a floating dtype on {x.device}")
     if k_pages.shape[:2] != v_pages.shape[:2]:
-        raise ValueError(
-            f"k_pages {tuple(k_pages.shape)} and v_pages {tuple(v_pages.shape)}: P and S must agree"
-        )
+        got, wanted = (f"P, S = {tuple(p.shape[:2])}" for p in (v_pages, k_pages))
+        raise ValueError(f"v_pages: got {got}, wanted {wanted} like k_pages")
 
 
 def _check_tables(
@@ -142,17 +135,22 @@ def _check_tables(
     k_norm: torch.Tensor | None,
 ) -> None:
     dim = q.shape[2]
-    if inv_freq.ndim != 1 or inv_freq.dtype != torch.float32 or 2 * inv_freq.shape[0] > dim:
+    if inv_freq.ndim != 1 or 2 * inv_freq.shape[0] > dim:
+        got = f"{inv_freq.dtype} {tuple(inv_freq.shape)}"
         raise ValueError(
-            f"inv_freq is {inv_freq.dtype} {tuple(inv_freq.shape)}: float32 [n], n <= {dim // 2}"
+            f"inv_freq: got {got}, wanted torch.float32 (n,) with n at most {dim // 2}"
         )
-    tables = [("inv_freq", inv_freq)]
+    _check_table("inv_freq", inv_freq, torch.float32, inv_freq.shape, q.device)
     for name, weight in (("q_norm", q_norm), ("k_norm", k_norm)):
-        if weight is None:
-            continue
-        if tuple(weight.shape) != (dim,) or weight.dtype != torch.float32:
-            raise ValueError(f"{name} is {weight.dtype} {tuple(weight.shape)}: float32 [{dim}]")
-        tables.append((name, weight))
-    for name, table in tables:
-        if table.device != q.device or not table.is_contiguous():
-            raise ValueError(f"{name} is on {table.device}: contiguous on {q.device} is wanted")
+        if weight is not None:
+            _check_table(name, weight, torch.float32, (dim,), q.device)
+
+
+def _check_table(
+    name: str, x: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device
+) -> None:
+    if tuple(x.shape) != tuple(shape) or x.dtype != dtype or not x.is_contiguous():
+        got = f"{x.dtype} {tuple(x.shape)}"
+        raise ValueError(f"{name}: got {got}, wanted contiguous {dtype} {tuple(shape)}")
+    if x.device != device:
+        raise ValueError(f"{name}: got {x.device}, wanted {device}")

@@ -1,0 +1,203 @@
+"""The Triton backends of attention: tile sizes, choice between one pass and split keys, launch.
+
+``triton.invariant`` uses one tile shape and one segment length for every call of a model, so that
+its two ways, and decoding and prefill, round alike. ``triton.fast`` chooses both by the call.
+
+Shapes: T query tokens of B requests, Hq query heads, Hkv key/value heads, D key head dim, DV value
+head dim, P pages of S slots, L pages per row of the page table.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from oxillama_torch.errors import UnsupportedError
+from oxillama_torch.kernels.attention.triton_decode import decode_kernel
+from oxillama_torch.kernels.attention.triton_prefill import prefill_kernel
+from oxillama_torch.kernels.attention.triton_reduce import reduce_kernel
+from oxillama_torch.kernels.registry import register
+from oxillama_torch.kernels.triton_support import (
+    DEVICES,
+    dot_dtype,
+    launch_device,
+    multiprocessors,
+    priority,
+)
+
+__all__ = ["Tiling", "constants", "fast_tiling", "invariant_tiling", "launch"]
+
+# Float32 workspace that split keys may take; beyond it programs are plenty anyway.
+_WORKSPACE_BYTES = 64 << 20
+# Tiles of larger heads do not fit into shared memory.
+_MAX_DIM = 256
+# Programs per multiprocessor below which keys are split.
+_WAVES = 2
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a call is cut.
+
+    Args:
+        block_m: rows of a query tile.
+        block_n: keys of a KV tile.
+        segment: keys summed up by themselves, a multiple of ``block_n``.
+        segmented: whether one pass keeps segments apart as well, and so rounds like split keys.
+        num_warps, num_stages: launch options.
+    """
+
+    block_m: int
+    block_n: int
+    segment: int
+    segmented: bool
+    num_warps: int
+    num_stages: int
+
+
+def invariant_tiling(group: int, dim: int, dtype: torch.dtype) -> Tiling:
+    """Fixed by the model alone: heads per KV head, the larger head dim, dtype of the dots."""
+    if dtype == torch.float32:
+        return _float32_tiling(group, segmented=True)
+    block_m = max(64, triton.next_power_of_2(group))
+    warps = 4 if dim <= 64 and block_m == 64 else 8
+    return Tiling(block_m, 64 if dim <= 128 else 32, 512, True, warps, 2)
+
+
+def fast_tiling(group: int, dim: int, dtype: torch.dtype, max_query_len: int) -> Tiling:
+    """By the longest chunk too: few rows for decoding, many for prefill."""
+    if dtype == torch.float32:
+        return _float32_tiling(group, segmented=False)
+    block_n = 64 if dim <= 128 else 32
+    rows, least = triton.next_power_of_2(group * max_query_len), triton.next_power_of_2(group)
+    if rows <= 16:
+        return Tiling(16, block_n, 256, False, 4, 3)
+    if rows <= 64 or dim > 128:
+        return Tiling(max(64, least), block_n, 512, False, 8 if dim > 64 else 4, 2)
+    return Tiling(max(128, least), block_n, 512, False, 8, 2)
+
+
+def _float32_tiling(group: int, segmented: bool) -> Tiling:
+    """Without tensor cores a dot is unrolled into fmas: only small tiles stay in registers."""
+    return Tiling(max(16, triton.next_power_of_2(group)), 32, 512, segmented, 4, 2)
+
+
+def constants(
+    q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, tiling: Tiling
+) -> dict:
+    """The constexpr arguments that prefill and decode share."""
+    _, page_size, kv_heads, dim = k_pages.shape
+    group, value_dim = q.shape[1] // kv_heads, v_pages.shape[3]
+    return {
+        "HKV": kv_heads,
+        "GROUP": group,
+        "D": dim,
+        "DV": value_dim,
+        "S": page_size,
+        "TOKENS": tiling.block_m // group,
+        "BLOCK_M": tiling.block_m,
+        "BLOCK_N": tiling.block_n,
+        "BLOCK_D": max(16, triton.next_power_of_2(dim)),
+        "BLOCK_DV": max(16, triton.next_power_of_2(value_dim)),
+        "DOT_DTYPE": dot_dtype(_dot_torch_dtype(q, k_pages)),
+    }
+
+
+def _dot_torch_dtype(q: torch.Tensor, k_pages: torch.Tensor) -> torch.dtype:
+    """Mixed dtypes meet in float32: bfloat16 lacks float16's precision, float16 its range."""
+    return q.dtype if q.dtype == k_pages.dtype else torch.float32
+
+
+def launch(
+    q: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    page_table: torch.Tensor,
+    query_start: torch.Tensor,
+    seq_lens: torch.Tensor,
+    tiling: Tiling,
+    split: bool | None = None,
+    *,
+    scale: float,
+    max_query_len: int,
+    max_seq_len: int,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention with one tiling; ``split`` divides keys among programs, None: where it pays.
+
+    The other arguments are the op's.
+    """
+    tokens, heads, _ = q.shape
+    consts = constants(q, k_pages, v_pages, tiling)
+    consts |= {"HAS_WINDOW": window is not None, "HAS_CAP": softcap is not None}
+    tiles = (max_query_len + consts["TOKENS"] - 2) // consts["TOKENS"] + 1
+    programs = seq_lens.shape[0] * tiles
+    segments = triton.cdiv(max_seq_len, tiling.segment)
+    partial_shape = (tokens, heads, segments, consts["DV"])
+    if split is None:
+        wanted = _WAVES * multiprocessors(q.device)
+        fits = math.prod(partial_shape) * 4 <= _WORKSPACE_BYTES
+        split = segments > 1 and fits and programs * consts["HKV"] < wanted
+    log2e = math.log2(math.e)
+    factor = log2e if softcap else scale * log2e
+    inner = 2 * log2e * scale / softcap if softcap else 0.0
+    scalars = (factor, inner, softcap or 0.0, window or 0)
+    batch = (page_table, query_start, seq_lens)
+    options = {"num_warps": tiling.num_warps, "num_stages": tiling.num_stages}
+    out = q.new_empty(tokens, heads, consts["DV"])
+    sinks_or_any = seq_lens if sinks is None else sinks
+    with launch_device(q):
+        if not split:
+            prefill_kernel[(programs, consts["HKV"])](
+                q, k_pages, v_pages, *batch, sinks_or_any, out,
+                page_table.shape[1], tiles, tiling.segment, *scalars,
+                HAS_SINKS=sinks is not None, SEGMENTED=tiling.segmented, **consts, **options,
+            )  # fmt: skip
+            return out
+        part_acc = q.new_empty(partial_shape, dtype=torch.float32)
+        part_top, part_total = part_acc.new_empty(2, *partial_shape[:3])
+        decode_kernel[(programs, consts["HKV"], segments)](
+            q, k_pages, v_pages, *batch, part_top, part_total, part_acc,
+            page_table.shape[1], tiles, tiling.segment, *scalars, **consts, **options,
+        )  # fmt: skip
+        reduce_kernel[(seq_lens.shape[0] * max_query_len, heads)](
+            part_top, part_total, part_acc, query_start, seq_lens, sinks_or_any, out,
+            max_query_len, segments, tiling.segment, factor, window or 0,
+            HQ=heads, DV=consts["DV"], HAS_WINDOW=window is not None,
+            HAS_SINKS=sinks is not None, BLOCK_DV=consts["BLOCK_DV"], num_warps=1,
+        )  # fmt: skip
+    return out
+
+
+@register("attention", "triton.invariant", devices=DEVICES, priority=priority(1))
+def invariant(
+    q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, *batch: torch.Tensor, **kwargs
+) -> torch.Tensor:
+    """Fixed tiles and segments."""
+    tiling = invariant_tiling(*_model(q, k_pages, v_pages))
+    return launch(q, k_pages, v_pages, *batch, tiling, **kwargs)
+
+
+@register("attention", "triton.fast", devices=DEVICES, numerics=("fast",), priority=priority(2))
+def fast(
+    q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, *batch: torch.Tensor, **kwargs
+) -> torch.Tensor:
+    """Tiles and segments by the call."""
+    tiling = fast_tiling(*_model(q, k_pages, v_pages), kwargs["max_query_len"])
+    return launch(q, k_pages, v_pages, *batch, tiling, **kwargs)
+
+
+def _model(
+    q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor
+) -> tuple[int, int, torch.dtype]:
+    """What a tiling depends on: heads per KV head, the larger head dim, dtype of the dots."""
+    dim = max(q.shape[2], v_pages.shape[3])
+    if dim > _MAX_DIM:
+        supported = (f"head dims up to {_MAX_DIM}", "any head dim with attention=reference")
+        raise UnsupportedError(f"Triton attention with a head dim of {dim}", supported)
+    return q.shape[1] // k_pages.shape[2], dim, _dot_torch_dtype(q, k_pages)

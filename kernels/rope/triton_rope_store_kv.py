@@ -1,0 +1,154 @@
+"""Rotary embedding and KV store in one pass, with qk-norm where the model has it.
+
+A program serves one head of one token: a query head is rotated into the output, a key head into its
+page, and takes the value head of the same number along.
+
+Shapes: T tokens, HQ query heads, HKV key/value heads, D key head dim, DV value head dim, PAIRS
+rotated pairs of a head. q [T, HQ, D], k [T, HKV, D], v [T, HKV, DV] with token strides, pages
+[P * S, HKV, D or DV], out [T, HQ, D].
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from oxillama_torch.kernels.registry import register
+from oxillama_torch.kernels.triton_support import DEVICES, Variant, launch_device, priority
+
+__all__ = ["rope_store_kv", "rope_store_kv_kernel", "variants"]
+
+
+@triton.jit
+def _rotate_head(
+    source, target, norm, inv_freq, position, mscale, eps,
+    D: tl.constexpr, PAIRS: tl.constexpr, NEOX: tl.constexpr, HAS_NORM: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """Norm, rotate and store one head of D contiguous elements."""
+    d = tl.arange(0, BLOCK_D)
+    dtype: tl.constexpr = source.dtype.element_ty
+    scale = 1.0
+    if HAS_NORM:
+        whole = tl.load(source + d, mask=d < D, other=0.0).to(tl.float32)
+        scale = tl.rsqrt(tl.sum(whole * whole, axis=0) / D + eps)
+    if PAIRS > 0:
+        i = tl.arange(0, BLOCK_P)
+        inside = i < PAIRS
+        first = i if NEOX else 2 * i
+        second = i + PAIRS if NEOX else 2 * i + 1
+        a = tl.load(source + first, mask=inside, other=0.0).to(tl.float32)
+        b = tl.load(source + second, mask=inside, other=0.0).to(tl.float32)
+        if HAS_NORM:
+            a *= scale * tl.load(norm + first, mask=inside, other=0.0)
+            b *= scale * tl.load(norm + second, mask=inside, other=0.0)
+        angle = position * tl.load(inv_freq + i, mask=inside, other=0.0)
+        cos = tl.cos(angle) * mscale
+        sin = tl.sin(angle) * mscale
+        # Rounded to the dtype of the activations first, then to that of the pages.
+        turned_a = (a * cos - b * sin).to(dtype)
+        turned_b = (b * cos + a * sin).to(dtype)
+        tl.store(target + first, turned_a.to(target.dtype.element_ty), mask=inside)
+        tl.store(target + second, turned_b.to(target.dtype.element_ty), mask=inside)
+    if 2 * PAIRS < D:
+        rest = (d >= 2 * PAIRS) & (d < D)
+        x = tl.load(source + d, mask=rest, other=0.0)
+        if HAS_NORM:
+            x = (x.to(tl.float32) * scale * tl.load(norm + d, mask=rest, other=0.0)).to(dtype)
+        tl.store(target + d, x.to(target.dtype.element_ty), mask=rest)
+
+
+@triton.jit
+def rope_store_kv_kernel(
+    q, k, v, positions, inv_freq, q_norm, k_norm, k_pages, v_pages, slot_mapping, out,
+    q_stride, k_stride, v_stride, mscale, eps,
+    HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, PAIRS: tl.constexpr,
+    NEOX: tl.constexpr, NORM_Q: tl.constexpr, NORM_K: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """Program (token, head): query heads first, key and value heads after them."""
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    position = tl.load(positions + token).to(tl.float32)
+    if head < HQ:
+        _rotate_head(
+            q + token * q_stride + head * D, out + (token * HQ + head) * D, q_norm, inv_freq,
+            position, mscale, eps, D, PAIRS, NEOX, NORM_Q, BLOCK_D, BLOCK_P,
+        )  # fmt: skip
+        return
+    slot = tl.load(slot_mapping + token)
+    if slot < 0:
+        return
+    head -= HQ
+    cell = slot * HKV + head
+    _rotate_head(
+        k + token * k_stride + head * D, k_pages + cell * D, k_norm, inv_freq,
+        position, mscale, eps, D, PAIRS, NEOX, NORM_K, BLOCK_D, BLOCK_P,
+    )  # fmt: skip
+    d = tl.arange(0, BLOCK_DV)
+    value = tl.load(v + token * v_stride + head * DV + d, mask=d < DV, other=0.0)
+    tl.store(v_pages + cell * DV + d, value.to(v_pages.dtype.element_ty), mask=d < DV)
+
+
+@register("rope_store_kv", "triton", devices=DEVICES, priority=priority(1))
+def rope_store_kv(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    positions: torch.Tensor,
+    inv_freq: torch.Tensor,
+    mscale: float,
+    style: str,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    *,
+    q_norm: torch.Tensor | None = None,
+    k_norm: torch.Tensor | None = None,
+    norm_eps: float = 1e-6,
+) -> torch.Tensor:
+    """Triton backend of :func:`oxillama_torch.kernels.rope.op.rope_store_kv`."""
+    tokens, heads, dim = q.shape
+    kv_heads, value_dim = v.shape[1:]
+    pairs = inv_freq.shape[0]
+    out = q.new_empty(tokens, heads, dim)
+    with launch_device(q):
+        rope_store_kv_kernel[(tokens, heads + kv_heads)](
+            q, k, v, positions, inv_freq,
+            inv_freq if q_norm is None else q_norm, inv_freq if k_norm is None else k_norm,
+            k_pages, v_pages, slot_mapping, out,
+            q.stride(0), k.stride(0), v.stride(0), mscale, norm_eps,
+            HQ=heads, HKV=kv_heads, D=dim, DV=value_dim, PAIRS=pairs, NEOX=style == "neox",
+            NORM_Q=q_norm is not None, NORM_K=k_norm is not None,
+            BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(value_dim),
+            BLOCK_P=triton.next_power_of_2(max(1, pairs)), num_warps=1,
+        )  # fmt: skip
+    return out
+
+
+def variants() -> list[Variant]:
+    """The compiled forms, for counting without a GPU what they take."""
+    tensors = dict.fromkeys(("q", "k", "v", "k_pages", "v_pages", "out"), "*bf16")
+    tensors |= dict.fromkeys(("positions", "slot_mapping"), "*i64")
+    tensors |= dict.fromkeys(("inv_freq", "q_norm", "k_norm"), "*fp32")
+    strides = dict.fromkeys(("q_stride", "k_stride", "v_stride"), "i32")
+    floats = dict.fromkeys(("mscale", "eps"), "fp32")
+    return [
+        Variant(
+            f"rope-{'neox' if neox else 'norm'}-{dim}-{pairs}{'-qknorm' if norm else ''}",
+            rope_store_kv_kernel,
+            tensors | strides | floats,
+            {"HQ": 32, "HKV": 8, "D": dim, "DV": dim, "PAIRS": pairs, "NEOX": neox}
+            | {"NORM_Q": norm, "NORM_K": norm, "BLOCK_D": dim, "BLOCK_DV": dim}
+            | {"BLOCK_P": triton.next_power_of_2(pairs)},
+            (*tensors, *strides),
+            num_warps=1,
+        )
+        for neox, dim, pairs, norm in (
+            (False, 128, 64, False),
+            (True, 64, 32, False),
+            (True, 128, 64, True),
+            (True, 128, 48, True),
+        )
+    ]
