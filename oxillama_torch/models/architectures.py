@@ -31,6 +31,8 @@ class Architecture:
         activation: of the gate in feed-forward layers.
         scales: the file's embedding, residual, logit and attention scales count.
         sliding_window: the file's window, if there is one, holds in every layer.
+        fixed: (key, value) pairs: keys that are supported at one value alone.
+        ignored: keys that files carry and that have no effect on logits in any graph.
     """
 
     name: str
@@ -41,16 +43,45 @@ class Architecture:
     activation: str = "silu"
     scales: bool = False
     sliding_window: bool = False
+    fixed: tuple[tuple[str, bool | int | float], ...] = ()
+    ignored: tuple[str, ...] = ()
 
+
+_NO_SHARED_EXPERTS = (("expert_shared_count", 0), ("expert_shared_feed_forward_length", 0))
 
 # Experts: softmax over all, the best taken, their shares divided by the sum. llama files with
 # experts are Mixtral's; qwen3moe is converted from models with norm_topk_prob only.
 _ROWS = (
-    Architecture(name="llama", rope_style="norm", experts="optional", sliding_window=True),
-    Architecture(name="qwen2", rope_style="neox", qkv_bias=True),
-    Architecture(name="qwen3", rope_style="neox", qk_norm=True),
-    Architecture(name="qwen3moe", rope_style="neox", qk_norm=True, experts="always"),
-    Architecture(name="granite", rope_style="norm", scales=True),
+    Architecture(
+        name="llama",
+        rope_style="norm",
+        experts="optional",
+        sliding_window=True,
+        fixed=_NO_SHARED_EXPERTS,
+        ignored=("tensor_data_layout",),
+    ),
+    Architecture(
+        name="qwen2",
+        rope_style="neox",
+        qkv_bias=True,
+        # early converters wrote use_parallel_residual into files of a model that has none
+        ignored=("use_parallel_residual", "pooling_type"),
+    ),
+    Architecture(name="qwen3", rope_style="neox", qk_norm=True, ignored=("pooling_type",)),
+    Architecture(
+        name="qwen3moe",
+        rope_style="neox",
+        qk_norm=True,
+        experts="always",
+        fixed=_NO_SHARED_EXPERTS,
+    ),
+    Architecture(
+        name="granite",
+        rope_style="norm",
+        scales=True,
+        # in this family the key says whether there is any rotation at all
+        fixed=(("rope.scaling.finetuned", True), *_NO_SHARED_EXPERTS),
+    ),
 )
 ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in _ROWS}
 

@@ -107,6 +107,8 @@ class ModelConfig:
         keys = _Keys(metadata, architecture.name)
         hidden_size = keys.size("embedding_length")
         heads = keys.sizes("attention.head_count")
+        if heads[0] > hidden_size:
+            raise keys.error("attention.head_count", heads[0], f"at most {hidden_size}")
         key_dim = keys.size("attention.key_length", hidden_size // heads[0])
         config = cls(
             architecture=architecture,
@@ -122,9 +124,7 @@ class ModelConfig:
             experts=_read_experts(keys, architecture),
             **_read_scales(keys, architecture, key_dim),
         )
-        if unread := metadata.unread():
-            what = f"metadata not understood that may change results: {', '.join(sorted(unread))}"
-            raise UnsupportedError(what)
+        _check_understood(keys, architecture)
         return config
 
 
@@ -243,3 +243,12 @@ def _read_scales(keys: _Keys, architecture: Architecture, key_dim: int) -> dict[
         "residual_scale": keys.factor("residual_scale"),
         "logit_scale": keys.factor("logit_scale"),
     }
+
+
+def _check_understood(keys: _Keys, architecture: Architecture) -> None:
+    for key, value in architecture.fixed:
+        keys.only(key, type(value), value)
+    ignored = {keys.prefix + key for key in architecture.ignored}
+    if unread := sorted(set(keys.metadata.unread()) - ignored):
+        what = f"metadata not understood that may change results: {', '.join(unread)}"
+        raise UnsupportedError(what)

@@ -94,7 +94,12 @@ def test_sliding_window_holds_in_every_layer():
 
 
 def test_keys_without_effect_are_let_through():
-    read(rope__scaling__finetuned=True, rope__scaling__yarn_ext_factor=1.0)
+    read(
+        rope__scaling__finetuned=False,
+        rope__scaling__yarn_ext_factor=1.0,
+        expert_shared_count=0,
+        tensor_data_layout="Meta AI original pth",
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,6 +108,7 @@ def test_keys_without_effect_are_let_through():
         ({"block_count": None}, "llama.block_count"),
         ({"block_count": 1 << 31}, "llama.block_count"),
         ({"attention__head_count": 0}, "llama.attention.head_count"),
+        ({"attention__head_count": 257}, "llama.attention.head_count"),
         ({"attention__head_count": "8"}, "llama.attention.head_count"),
         ({"attention__head_count_kv": 3}, "llama.attention.head_count_kv"),
         ({"attention__head_count_kv": np.array([8, 8])}, "llama.attention.head_count_kv"),
@@ -131,6 +137,7 @@ def test_bad_values_are_named(changes, named):
         ({"attention__sliding_window_pattern": [True, False, True]}, "sliding_window_pattern"),
         ({"logit_scale": 2.0}, "llama.logit_scale"),
         ({"some.new_key": 1}, "llama.some.new_key"),
+        ({"expert_shared_count": 1}, "llama.expert_shared_count = 1"),
         ({"rope__scaling__type": "longrope"}, "llama.rope.scaling.type = 'longrope'"),
         ({"rope__scaling__yarn_ext_factor": 0.5}, "llama.rope.scaling.yarn_ext_factor = 0.5"),
         (
@@ -142,6 +149,14 @@ def test_bad_values_are_named(changes, named):
 def test_what_would_change_results_unseen_is_refused_by_name(changes, named):
     with pytest.raises(UnsupportedError, match=named.replace(".", r"\.")):
         read(**changes)
+
+
+def test_granite_without_rotation_is_refused():
+    values = {key.replace("llama", "granite"): value for key, value in LLAMA.items()}
+    values["general.architecture"] = "granite"
+    ModelConfig.from_metadata(Metadata({**values, "granite.rope.scaling.finetuned": True}))
+    with pytest.raises(UnsupportedError, match=r"granite\.rope\.scaling\.finetuned = False"):
+        ModelConfig.from_metadata(Metadata({**values, "granite.rope.scaling.finetuned": False}))
 
 
 def test_unknown_architecture_lists_the_known_ones():
