@@ -87,6 +87,7 @@ class ChatTemplate:
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
@@ -99,6 +100,7 @@ class ChatTemplate:
     def render_ids(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
@@ -146,6 +148,8 @@ class ChatTemplate:
                     f"the template variable {key[:40]!r} may not be set",
                     param=f"chat_template_kwargs.{key[:40]}",
                 )
+        if not all(isinstance(t, Mapping) for t in tools or ()):
+            raise RequestError("a tool is not an object", param="tools")
         name = "tool_use" if tools and "tool_use" in self._sources else "default"
         given = {
             **variables,

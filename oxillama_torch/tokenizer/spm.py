@@ -4,10 +4,10 @@ A text starts as single characters. Of all neighbours whose concatenation is a t
 whose token has the highest score joins first, the leftmost of equals first, until none is left.
 What is then no token is written as its UTF-8 bytes (``<0x0A>``), or as the unknown token.
 
-``tokenizers`` ranks *pairs*, not resulting tokens, so a conversion cannot express this order: with
-tokens ``aa`` and ``aaa``, which way of building ``aaa`` comes first depends on the position, and
-runs of spaces or dashes in code differ. Deriving the pairs is also what makes loading such files
-slow elsewhere. Source: T. Kudo and J. Richardson, SentencePiece (arXiv:1808.06226), BPE model.
+``tokenizers`` ranks *pairs* of tokens, so the pairs would have to be derived from the scores first
+(0.4 s for 32,000 tokens, against 0.1 s to load this), and tokens of equal score, which merged and
+extended vocabularies have by the hundred, would join in the order of the list instead of the text.
+Source: T. Kudo and J. Richardson, SentencePiece (arXiv:1808.06226), BPE model.
 """
 
 from __future__ import annotations

@@ -105,26 +105,24 @@ class Tokenizer:
             parse_special: let spellings of special tokens become those tokens. Leave it off for
                 text that a user wrote.
             stand_ins: characters that stand for others while special tokens are looked for, as
-                ``str.translate`` wants them: what they spell stays plain text.
+                ``str.translate`` wants them: what they spell never is a special token.
 
         Raises:
             RequestError: ``text`` holds a lone surrogate, which has no UTF-8.
         """
         ids: list[int] = []
         follows_special = True
-        for piece in self._pieces(text, parse_special):
+        for piece in self._pieces(text, parse_special, stand_ins):
             if isinstance(piece, int):
                 ids.append(piece)
                 follows_special = True
                 continue
-            plain = piece.translate(stand_ins) if stand_ins else piece
             try:
-                plain.encode()
+                piece.encode()
             except UnicodeEncodeError:
                 raise RequestError("the text holds a lone surrogate", param="text") from None
-            if self.adds_space and follows_special:
-                plain = " " + plain
-            ids += self._encoder.encode(plain)
+            prefix = " " if self.adds_space and follows_special else ""
+            ids += self._encoder.encode(prefix + piece)
             follows_special = False
         if add_special and self.add_bos and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id)
@@ -191,9 +189,18 @@ class Tokenizer:
             return bytes(BYTE_OF_LETTER[letter] for letter in text)
         return text.encode()
 
-    def _pieces(self, text: str, parse_special: bool) -> Iterator[str | int]:
+    def _pieces(
+        self, text: str, parse_special: bool, stand_ins: Mapping[int, str] | None
+    ) -> Iterator[str | int]:
         """Cut text into plain pieces and the ids of tokens matched by their spelling."""
         matcher = self._all_spellings if parse_special else self._literals
+        for piece in self._cut(text, matcher):
+            if stand_ins and isinstance(piece, str):
+                yield from self._cut(piece.translate(stand_ins), self._literals)
+            else:
+                yield piece
+
+    def _cut(self, text: str, matcher: re.Pattern[str] | None) -> Iterator[str | int]:
         end = 0
         for match in matcher.finditer(text) if matcher else ():
             if match.start() > end:
