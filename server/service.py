@@ -45,6 +45,8 @@ class Service:
     config: ServerConfig
     fingerprint: str
     created: int = field(default_factory=lambda: int(time.time()))
+    # An LLM that nobody holds any more stops its engine.
+    owner: LLM | None = None
 
     @classmethod
     def from_llm(cls, llm: LLM, config: ServerConfig) -> Service:
@@ -56,6 +58,7 @@ class Service:
             template=llm.chat_template,
             config=config,
             fingerprint=llm.fingerprint,
+            owner=llm,
         )
 
     def require_model(self, name: str) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 import typer
 
 from oxillama_torch import __version__
-from oxillama_torch.cli.bench import bench
 from oxillama_torch.cli.chat import chat
 from oxillama_torch.cli.info import info
 from oxillama_torch.cli.kernels import app as kernels
@@ -39,7 +38,7 @@ app = typer.Typer(
     add_completion=True,
 )
 COMMANDS: tuple[Callable, ...] = (
-    serve, run, chat, info, verify, tokenize, detokenize, bench,
+    serve, run, chat, info, verify, tokenize, detokenize,
 )  # fmt: skip
 for _command in COMMANDS:
     app.command()(_command)

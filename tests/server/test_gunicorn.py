@@ -31,14 +31,18 @@ def server():
     port = _free_port()
     command = [sys.executable, "-m", "oxillama_torch.cli", "serve", "--port", str(port)]
     command += ["--device", "cpu", "--max-streams", "40"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     url = f"http://127.0.0.1:{port}"
-    _wait_until_ready(process, url)
-    yield url
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) == 0
-    output = process.stdout.read()
-    process.stdout.close()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            _wait_until_ready(process, url)
+            yield url
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=30) == 0
+        finally:
+            process.kill()
+        output = process.stdout.read()
     assert f"on {url}" in output
     assert "curl" in output
     assert "Traceback" not in output
