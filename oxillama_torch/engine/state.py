@@ -27,6 +27,7 @@ class RequestState:
         computed: leading tokens whose keys and values lie in ``held`` pages.
         slot: line in the batch builder's page table while running, else None.
         scored: prompt positions whose outputs have been collected already.
+        score_end: prompt positions below this one have outputs that were asked for.
         cached_tokens: prompt tokens found in the prefix cache at first admission.
         prompt_sent: whether the PromptEvent has gone out.
     """
@@ -42,6 +43,7 @@ class RequestState:
         "prompt_tokens",
         "request",
         "row",
+        "score_end",
         "scored",
         "slot",
         "sort_key",
@@ -69,6 +71,11 @@ class RequestState:
         self.computed = 0
         self.slot: int | None = None
         self.scored = 0
+        self.score_end = 0
+        if request.capture is not None:
+            self.score_end = self.prompt_tokens
+        elif params.prompt_logprobs is not None:
+            self.score_end = self.prompt_tokens - 1  # nothing follows the last token
         self.cached_tokens: int | None = None
         self.prompt_sent = False
         self.prompt_logprobs: list[TokenLogprobs | None] = [None]
@@ -91,13 +98,6 @@ class RequestState:
     def wants_token(self) -> bool:
         """Whether a token is to be chosen once everything known is computed."""
         return len(self.token_ids) < self.stop_at
-
-    @property
-    def score_end(self) -> int:
-        """Prompt positions below this one have outputs that were asked for."""
-        if self.capture is not None:
-            return self.prompt_tokens
-        return self.prompt_tokens - 1 if self.request.params.prompt_logprobs is not None else 0
 
     @property
     def reuse_limit(self) -> int:
@@ -126,7 +126,10 @@ class ScheduledItem:
     @property
     def scored_positions(self) -> range:
         """Prompt positions whose outputs this step collects."""
-        return range(max(self.start, self.state.scored), min(self.stop, self.state.score_end))
+        state = self.state
+        if state.scored >= state.score_end:
+            return range(0)
+        return range(max(self.start, state.scored), min(self.stop, state.score_end))
 
 
 @dataclass(frozen=True, slots=True)
