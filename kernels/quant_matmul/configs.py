@@ -13,10 +13,20 @@ from dataclasses import dataclass
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.triton_support import INTERPRET
 
-__all__ = ["GEMV_MAX_ROWS", "Config", "block_k", "gemm_config", "gemv_config", "invariant_config"]
+__all__ = [
+    "DP4A_MAX_ROWS",
+    "GEMV_MAX_ROWS",
+    "Config",
+    "block_k",
+    "dp4a_config",
+    "gemm_config",
+    "gemv_config",
+    "invariant_config",
+]
 
-# Each row of a GEMV decodes the weights anew; from here on the tensor cores' 16 rows cost less.
+# Each row of these kernels decodes the weights anew; beyond, the tensor cores' 16 rows cost less.
 GEMV_MAX_ROWS = 2
+DP4A_MAX_ROWS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +42,12 @@ class Config:
 
 # Interpreted, time goes by programs and loop turns, not by work: few large tiles.
 _INTERPRETED = Config(16, 256, 256, num_warps=4)
+_INTERPRETED_DP4A = Config(1, 256, 8, num_warps=1)
 
 # Chosen by counting instructions per weight, registers and shared memory on the cross-compiled
 # kernels, not by timing them.
 _GEMV = Config(1, 8, 256, num_warps=2)
+_DP4A = Config(1, 8, 32, num_warps=1)  # block_k in units of 32 bytes
 _INVARIANT = Config(16, 64, 128, num_warps=4)
 # (largest M, config); the last serves every larger M.
 _GEMM = (
@@ -49,6 +61,11 @@ _GEMM = (
 def gemv_config() -> Config:
     """For at most GEMV_MAX_ROWS rows."""
     return _INTERPRETED if INTERPRET else _GEMV
+
+
+def dp4a_config() -> Config:
+    """For at most DP4A_MAX_ROWS rows."""
+    return _INTERPRETED_DP4A if INTERPRET else _DP4A
 
 
 def invariant_config() -> Config:

@@ -15,12 +15,14 @@ from oxillama_torch.kernels import formats
 from oxillama_torch.kernels.embedding import triton_embedding
 from oxillama_torch.kernels.formats.base import MAX_PLANES, Format
 from oxillama_torch.kernels.quant_matmul import configs
+from oxillama_torch.kernels.quant_matmul.dp4a_units import UNITS
+from oxillama_torch.kernels.quant_matmul.triton_dp4a import dp4a_kernel
 from oxillama_torch.kernels.quant_matmul.triton_experts import experts_kernel
 from oxillama_torch.kernels.quant_matmul.triton_gemm import gemm_kernel
 from oxillama_torch.kernels.quant_matmul.triton_gemv import gemv_kernel
 from oxillama_torch.kernels.triton_support import Variant
 
-__all__ = ["BUDGETS", "variants"]
+__all__ = ["BUDGETS", "DP4A_BUDGETS", "variants"]
 
 # Instructions per weight on sm_90 that the hot loops of gemv, gemm16 and gemm128 may have: what was
 # counted when they were written, and a tenth more. A better decoder should lower its line.
@@ -36,6 +38,17 @@ BUDGETS = {
     "q4_k": (9.8, 10.7, 12.7),
     "q5_k": (14.9, 15.7, 17.8),
     "q6_k": (15.8, 16.2, 18.4),
+}
+# The same for dp4a. On an H200 a Q4_K weight may cost 4.2 before arithmetic is slower than memory.
+DP4A_BUDGETS = {
+    "q4_0": 1.3,
+    "q4_1": 1.4,
+    "q5_0": 2.4,
+    "q5_1": 2.5,
+    "q8_0": 1.1,
+    "q4_k": 1.5,
+    "q5_k": 2.3,
+    "q6_k": 2.4,
 }
 
 _INPUTS = 4096  # a row length that every tile divides
@@ -65,6 +78,7 @@ def _of_format(format: Format) -> list[Variant]:
         ),
         _variant("experts", experts_kernel, format, configs.invariant_config()),
         _embedding(format),
+        *([_dp4a(format)] if format.name in UNITS else ()),
     ]
 
 
@@ -112,6 +126,34 @@ def _embedding(format: Format) -> Variant:
         },
         aligned=tuple(name for name in arguments if name != "T"),
         num_warps=triton_embedding.NUM_WARPS,
+    )
+
+
+def _dp4a(format: Format) -> Variant:
+    config = configs.dp4a_config()
+    unit, unit_weights = UNITS[format.name]
+    arguments = {
+        **{"x": "*i8", "x_scales": "*fp32", "x_sums": "*fp32", "bias": "*bf16", "out": "*bf16"},
+        **{"N": "i32", "K": "i32"},
+        **_planes(format),
+    }
+    return Variant(
+        name=f"dp4a-{format.name.lower()}",
+        kernel=dp4a_kernel,
+        arguments=arguments,
+        constants={
+            "UNIT": unit,
+            "UNIT_WEIGHTS": unit_weights,
+            "USE_ASM": True,
+            "HAS_BIAS": False,
+            "EVEN_K": True,
+            "BLOCK_N": config.block_n,
+            "BLOCK_U": config.block_k,
+        },
+        aligned=tuple(arguments),
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        weights=config.block_n * config.block_k * unit_weights,
     )
 
 

@@ -9,11 +9,12 @@ import pytest
 
 from oxillama_torch.bench.cross_compile import TARGETS, Report, cross_compile, table
 from oxillama_torch.kernels import formats
-from oxillama_torch.kernels.quant_matmul.variants import BUDGETS
+from oxillama_torch.kernels.quant_matmul.variants import BUDGETS, DP4A_BUDGETS
 
 SOURCE = "oxillama_torch.kernels.quant_matmul.variants:variants"
 OTHER_TARGETS = [target for target in TARGETS if target != 90]
 BUDGETED = ("gemv", "gemm16", "gemm128")
+KERNELS = (*BUDGETED, "dp4a", "embedding")
 TYPES = [name.lower() for name in formats.known()]
 # One blocked type with a scale and one with a scale and a minimum stand for the rest elsewhere.
 EVERYWHERE = ("q8_0", "q4_k")
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.timeout(900)
 @pytest.fixture(scope="module")
 def hopper() -> dict[str, Report]:
     """name -> report, sm_90."""
-    match = f"^({'|'.join(BUDGETED)}|embedding)-|-({'|'.join(EVERYWHERE)})$"
+    match = f"^({'|'.join(KERNELS)})-|-({'|'.join(EVERYWHERE)})$"
     return {report.name: report for report in cross_compile(SOURCE, [90], match=match)}
 
 
@@ -35,7 +36,7 @@ def test_all_types_compile_without_spills(hopper):
 
 
 def test_two_types_compile_everywhere_without_spills():
-    match = f"^({'|'.join(BUDGETED)}|experts)-({'|'.join(EVERYWHERE)})$"
+    match = f"^({'|'.join(BUDGETED)}|dp4a|experts)-({'|'.join(EVERYWHERE)})$"
     reports = cross_compile(SOURCE, OTHER_TARGETS, match=match)
     assert {report.capability for report in reports} == set(OTHER_TARGETS)
     _assert_clean(reports)
@@ -52,6 +53,13 @@ def test_instructions_per_weight_stay_in_budget(type_name, hopper):
     for kernel, budget in zip(BUDGETED, BUDGETS[type_name]):
         report = hopper[f"{kernel}-{type_name}"]
         assert report.per_weight <= budget, f"budget {budget}\n{table([report])}"
+
+
+@pytest.mark.parametrize("type_name", DP4A_BUDGETS)
+def test_integer_products_stay_in_budget_and_use_the_instruction(type_name, hopper):
+    report, budget = hopper[f"dp4a-{type_name}"], DP4A_BUDGETS[type_name]
+    assert report.per_weight <= budget, f"budget {budget}\n{table([report])}"
+    assert report.opcodes["IDP"] >= 64  # 256 weights a thread and turn, four to an instruction
 
 
 def test_weights_reach_the_tensor_cores_from_registers(hopper):
