@@ -56,7 +56,7 @@ MAX_PLANES = 4  # decode_tile has this many pointers
 
 def make_plane(values: Tensor) -> Tensor:
     """Copy ``values`` [N, B, width] into a plane [N, B * width] with 16-byte aligned rows."""
-    rows, width = values.shape[0], values[0].numel() if values.shape[0] else 0
+    rows, width = values.shape[0], values.shape[1:].numel()
     unit = ROW_ALIGNMENT // values.element_size()
     stride = -(-width // unit) * unit
     # Zeros, not empty: the padding is uploaded, saved and compared like everything else.
@@ -133,7 +133,7 @@ class Format:
 
     def _fields_of(self, planes: dict[str, Tensor]) -> dict[str, Tensor]:
         return {
-            name: planes[name].view(len(planes[name]), -1, width)
+            name: planes[name].view(-1, planes[name].shape[1] // width, width)
             for name, width in self.fields.items()
         }
 
