@@ -66,7 +66,7 @@ def make_plane(values: Tensor) -> Tensor:
     return plane
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Format:
     """How one GGML type is stored and decoded.
 
@@ -147,7 +147,7 @@ class Format:
         return out
 
 
-@dataclass
+@dataclass(eq=False)
 class PackedTensor:
     """A weight matrix [N, K] that stays quantized: what layers hold and matmul kernels read.
 
