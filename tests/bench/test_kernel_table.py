@@ -1,0 +1,58 @@
+"""Timing of kernels, small and on the CPU. Oracle: arithmetic on what is reported."""
+
+import pytest
+import torch
+
+from oxillama_torch.bench.ceilings import Ceilings, measure_ceilings
+from oxillama_torch.bench.kernel_table import kernel_table
+from oxillama_torch.bench.timing import copies_past_cache, measure
+from oxillama_torch.kernels import registry
+
+CEILINGS = Ceilings(1e10, 1e11, "float32")
+
+
+def test_operands_rotate():
+    seen = []
+    timing = measure([lambda: seen.append(0), lambda: seen.append(1)], "cpu", seconds=0)
+    assert timing.runs == 5
+    assert timing.low <= timing.median <= timing.high
+    assert all(a != b for a, b in zip(seen, seen[1:]))
+
+
+@pytest.mark.parametrize("nbytes", [1, 10**6, 10**12])
+def test_copies_are_bounded(nbytes):
+    assert 2 <= copies_past_cache(nbytes) <= 64
+
+
+def test_figures_fit_together():
+    table = kernel_table(
+        ["Q8_0"], [1, 3], (64, 256), CEILINGS,
+        device="cpu", dtype=torch.float32, backends=["reference"], seconds=0,
+    )  # fmt: skip
+    for row, m in zip(list(table), (1, 3), strict=True):
+        seconds = row.microseconds / 1e6
+        assert (row.backend, row.m, row.n, row.k) == ("reference", m, 64, 256)
+        assert row.share_of_matmul == pytest.approx(2 * m * 64 * 256 / seconds / 1e11)
+        assert row.share_of_copy == pytest.approx(row.gigabytes_per_s / 10)
+        assert 64 * 256 < row.gigabytes_per_s * seconds * 1e9 < 2 * 64 * 256
+
+
+def test_wrong_backend_is_not_timed(monkeypatch):
+    monkeypatch.setattr(registry, "_KERNELS", {op: dict(k) for op, k in registry._KERNELS.items()})
+
+    def wrong(x, weight, bias=None):
+        return x.new_zeros(len(x), weight.shape[0])
+
+    registry.register("quant_matmul", "wrong")(wrong)
+    [row] = kernel_table(
+        ["Q8_0"], [1], (64, 256), CEILINGS,
+        device="cpu", dtype=torch.float32, backends=["wrong"], seconds=0,
+    )  # fmt: skip
+    assert row.microseconds is None
+    assert "wrong" in row.note
+
+
+def test_ceilings_are_plausible():
+    ceilings = measure_ceilings("cpu")
+    assert 1e8 < ceilings.copy < 1e13
+    assert 1e9 < ceilings.matmul < 1e15
