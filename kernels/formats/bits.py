@@ -8,7 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["bit_planes", "float16_at", "int32_at", "join_bytes", "join_scales6", "split_scales6"]
+__all__ = [
+    "bit_planes",
+    "crumbs",
+    "float16_at",
+    "int32_at",
+    "join_bytes",
+    "join_scales6",
+    "split_scales6",
+]
 
 
 def float16_at(blocks: Tensor, start: int, count: int = 1) -> Tensor:
@@ -35,6 +43,11 @@ def bit_planes(packed: Tensor, position: int) -> Tensor:
     spread = packed.long().mul_(0x0101010101010101).bitwise_and_(_signed(0x8040201008040201))
     spread.add_(0x00406070787C7E7F).bitwise_right_shift_(7 - position)
     return spread.bitwise_and_(0x0101010101010101 << position).view(torch.uint8)
+
+
+def crumbs(packed: Tensor) -> Tensor:
+    """2-bit fields of bytes, low bits first: uint8 [..., n] -> [..., 4, n]."""
+    return torch.stack((packed & 3, packed >> 2 & 3, packed >> 4 & 3, packed >> 6), -2)
 
 
 def _signed(word: int) -> int:

@@ -7,7 +7,7 @@ do not load either.
 
 from __future__ import annotations
 
-__all__ = ["jit", "nibbles", "small_to_float", "tl"]
+__all__ = ["crumbs_tile", "jit", "nibbles", "small_to_float", "tl"]
 
 try:
     import triton.language as tl
@@ -39,3 +39,24 @@ def nibbles(packed):
     """
     pairs = tl.join(packed & 15, packed >> 4)
     return pairs.permute(0, 1, 3, 2).reshape(packed.shape[0], packed.shape[1], 2 * packed.shape[2])
+
+
+@jit
+def crumbs_tile(p, stride, rows, row_mask, k0, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """2-bit quants of a tile, int32 [BLOCK_N, BLOCK_K // 32, 32].
+
+    Weight 128 h + 32 i + j of a row lies in bits 2 i and 2 i + 1 of byte 32 h + j.
+    """
+    j = tl.arange(0, 32)
+    if BLOCK_K == 64:
+        at = p + rows[:, None] * stride + (k0 // 128 * 32 + j)[None, :]
+        packed = tl.load(at, mask=row_mask[:, None], other=0).to(tl.int32) >> (k0 // 64 % 2 * 4)
+        q = tl.join(packed & 3, packed >> 2 & 3).permute(0, 2, 1)
+    else:
+        half = k0 // 128 + tl.arange(0, BLOCK_K // 128)
+        at = p + rows[:, None, None] * stride + ((half * 32)[:, None] + j[None, :])[None]
+        packed = tl.load(at, mask=row_mask[:, None, None], other=0).to(tl.int32)
+        first = tl.join(packed & 3, packed >> 2 & 3)
+        second = tl.join(packed >> 4 & 3, packed >> 6)
+        q = tl.join(first, second).permute(0, 1, 4, 3, 2)
+    return q.reshape(BLOCK_N, BLOCK_K // 32, 32)

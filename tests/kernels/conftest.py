@@ -12,7 +12,10 @@ import torch
 from oxillama_torch.kernels.formats import PackedTensor
 
 # Types that gguf-py decodes but cannot encode: offsets of the float16 scales in their blocks.
-_SCALES_AT = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+_SCALES_AT = {
+    "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+    "IQ4_NL": (0,), "IQ4_XS": (0,),
+}  # fmt: skip
 
 
 def _pack(type_name: str, rows: int, columns: int) -> tuple[PackedTensor, torch.Tensor]:
