@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -27,7 +27,9 @@ RESERVED = frozenset(
     + ["namespace", "self", "caller", "loop", "varargs", "kwargs"]
 )
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-_PRIVATE_USE = re.compile("[\U000f0000-\U000ffffd]")
+# Marks are Byzantine musical symbols: printable, so that the Python spelling of a dictionary, which
+# some templates write out, shows them as they are; neither letters nor white space; and rare.
+_MARKS = [chr(code) for code in range(0x1D000, 0x1D0F6)]
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{4,}")
 
 
@@ -51,7 +53,14 @@ class ChatTemplate:
         self._sources = {"default": source} if isinstance(source, str) else dict(source)
         self._tokenizer = tokenizer
         self._pool = TemplatePool(self._sources, limits or TemplateLimits())
-        self._telling = _telling_characters(map(tokenizer.spelling, tokenizer.special_ids))
+        spellings = {tokenizer.spelling(i) for i in tokenizer.special_ids}
+        words = {s for s in spellings if all(c.isalnum() or c.isspace() for c in s)}
+        self._telling = _telling_characters(spellings - words)
+        # A letter is no telling character: roles and keys are made of letters. The few special
+        # tokens that are words are marked where they are written out.
+        self._initials = sorted({word[0] for word in words})
+        by_length = sorted(words, key=len, reverse=True)
+        self._words = re.compile("|".join(map(re.escape, by_length))) if words else None
         self._takes_parts: dict[str, bool] = {}
 
     @classmethod
@@ -159,21 +168,33 @@ class ChatTemplate:
         try:
             # Nested as deeply as the request to the worker will be.
             written = json.dumps({"request": {"context": given}}, ensure_ascii=False)
-            marks = self._choose_marks(written)
-            given = _map_strings(given, {ord(char): mark for mark, char in marks.items()})
+            marks = self._choose_marks(name, written)
+            given = _map_strings(given, self._marker(marks))
         except (TypeError, ValueError, RecursionError):
             raise _template_error("the messages are not plain JSON, or nested too deeply") from None
         text = self._ask(name, add_generation_prompt, given, marks)
         return text, {ord(mark): char for mark, char in marks.items()}
 
-    def _choose_marks(self, written: str) -> dict[str, str]:
-        """A mark for each telling character: private-use characters not in what was written."""
-        taken = set(_PRIVATE_USE.findall(written))
-        free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in taken)
-        marks = dict(zip(free, self._telling))
-        if len(marks) < len(self._telling):
-            raise _template_error("the messages use up all private-use characters")
+    def _choose_marks(self, name: str, written: str) -> dict[str, str]:
+        """A mark for each character, which neither template nor messages hold."""
+        source, wanted = self._sources[name], self._telling + self._initials
+        free = (mark for mark in _MARKS if mark not in written and mark not in source)
+        marks = dict(zip(free, wanted))
+        if len(marks) < len(wanted):
+            raise _template_error("the messages hold too many different musical symbols")
         return marks
+
+    def _marker(self, marks: Mapping[str, str]) -> Callable[[str], str]:
+        """A function that puts the marks into one string."""
+        mark_of = {char: mark for mark, char in marks.items()}
+        telling = str.maketrans({char: mark_of[char] for char in self._telling})
+
+        def mark_word(match: re.Match[str]) -> str:
+            return mark_of[match[0][0]] + match[0][1:]
+
+        if self._words is None:
+            return lambda text: text.translate(telling)
+        return lambda text: self._words.sub(mark_word, text.translate(telling))
 
     def _ask(
         self, name: str, add_generation_prompt: bool, given: dict[str, Any], marks: dict[str, str]
@@ -251,28 +272,25 @@ def _with_parsed_arguments(call: Any) -> Any:
 
 
 def _telling_characters(spellings: Iterable[str]) -> list[str]:
-    """A few characters such that every spelling holds one of them.
-
-    The commonest first; letters, digits and spaces only where a spelling has nothing else.
-    """
-    left = {s for s in spellings if s}
+    """A few characters, neither letters, digits nor spaces, such that every spelling holds one."""
+    left = set(spellings)
     telling = []
     while left:
-        counts = Counter(c for s in left for c in set(s))
-        best = max(counts, key=lambda c: (not c.isalnum() and not c.isspace(), counts[c], -ord(c)))
+        counts = Counter(c for s in left for c in set(s) if not (c.isalnum() or c.isspace()))
+        best = max(counts, key=lambda c: (counts[c], -ord(c)))
         telling.append(best)
         left = {s for s in left if best not in s}
     return telling
 
 
-def _map_strings(value: Any, table: Mapping[int, str]) -> Any:
-    """Translate every string in plain data, keys included."""
+def _map_strings(value: Any, function: Callable[[str], str]) -> Any:
+    """Apply a function to every string in plain data, keys included."""
     if isinstance(value, str):
-        return value.translate(table)
+        return function(value)
     if isinstance(value, Mapping):
-        return {_map_strings(k, table): _map_strings(v, table) for k, v in value.items()}
+        return {_map_strings(k, function): _map_strings(v, function) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_map_strings(v, table) for v in value]
+        return [_map_strings(v, function) for v in value]
     return value
 
 

@@ -1,8 +1,8 @@
 """Marked text: what a user wrote stays recognisable while a template works on it.
 
 Every special token holds one of a few *telling* characters, ``<`` for most models. Before a
-template is rendered, each telling character in the user's text is replaced by a private-use
-character standing for it: its *mark*. Whatever the template cuts and joins, a special token then
+template is rendered, each telling character in the user's text is replaced by a symbol that stands
+for it and occurs nowhere else: its *mark*. Whatever the template cuts and joins, a special token
 shows up in its output only if the template itself wrote the telling character. One character
 stands for one, so lengths and slices are unaffected; and the operations that look at text (see
 ``Marks``) look through the marks: ``content.split('</think>')`` works on a marked content.
@@ -39,7 +39,8 @@ class Marks:
     """
 
     def __init__(self, marks: Mapping[str, str]) -> None:
-        self._table = str.maketrans(dict(marks))
+        self.marks = dict(marks)
+        self._table = str.maketrans(self.marks)
 
     def plain(self, value: Any) -> Any:
         """The value without marks: a string, or the strings of a list or the keys of a dict."""

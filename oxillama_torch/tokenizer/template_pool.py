@@ -119,17 +119,17 @@ class _Worker:
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Exchange one request for one answer; a dead process is replaced."""
-        if self._process is None:
+        if self._process is None or self._process.poll() is not None:
+            self.stop()
             self._start()
         line = self._exchange(_line(request), self._setup["seconds"] + _GRACE_S)
-        if line is not None:
-            answer = json.loads(line)
-            if answer.get("error") != "memory":
-                return answer
-        status = self._process.poll() if line is None else None
-        died = self.stop() if status is None else status
+        answer = {} if line is None else json.loads(line)
+        if line is not None and answer.get("error") != "memory":
+            return answer
+        status = self.stop()
         self._start()
-        out_of_time = line is None and died in (-signal.SIGPROF, -signal.SIGKILL)
+        # Killed by its timer, or by stop() for want of an answer; else the memory ran out.
+        out_of_time = line is None and status in (-signal.SIGPROF, -signal.SIGKILL)
         return {"error": "time" if out_of_time else "memory"}
 
     def stop(self) -> int | None:

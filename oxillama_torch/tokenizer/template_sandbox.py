@@ -128,20 +128,21 @@ def _raise_exception(message: Any) -> None:
     raise RaisedByTemplate(str(message))
 
 
+@pass_environment
 def _tojson(
+    env: TemplateEnvironment,
     value: Any,
     ensure_ascii: bool = False,
     indent: int | None = None,
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
+    text = json.dumps(
+        value, indent=indent, separators=separators, sort_keys=sort_keys, ensure_ascii=ensure_ascii
     )
+    for mark in env.marks.marks if ensure_ascii else ():
+        text = text.replace(json.dumps(mark)[1:-1], mark)
+    return text
 
 
 @pass_environment

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from oxillama_torch.tokenizer.template_marks import Marks
 
-MARK = "\U000f0000"
+MARK = "\U0001d000"
 MARKS = Marks({MARK: "<"})
 TEXT = st.text(st.sampled_from(["a", "b", " ", ">", "<", MARK]), max_size=12)
 NEEDLE = st.text(st.sampled_from(["a", " ", ">", "<", MARK]), min_size=1, max_size=3)
