@@ -62,8 +62,8 @@ class MixtureOfExperts(nn.Module):
         both = [self._experts(x_RD, weight, ids_R) for weight in self.gate_up]
         gate_RF, up_RF = both if len(both) == 2 else both[0].chunk(2, dim=1)
         hidden_RF = gated(gate_RF, up_RF, self.activation, numerics=self.numerics)
-        y_RD = self._experts(hidden_RF, self.down, ids_R)
-        return self._sum(y_RD.view(-1, self.num_chosen, x_TD.shape[1]), weights_TK).to(x_TD.dtype)
+        y_TKD = self._experts(hidden_RF, self.down, ids_R).unflatten(0, (-1, self.num_chosen))
+        return _sum_in_order(y_TKD.float() * weights_TK[:, :, None]).to(x_TD.dtype)
 
     def route(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """Chosen experts, int64 [T, K] ascending, and their weights, float32 [T, K]."""
@@ -73,21 +73,19 @@ class MixtureOfExperts(nn.Module):
         expert_ids_TK = ranked_TE[:, : self.num_chosen].sort(dim=-1).values
         weights_TK = probabilities_TE.gather(1, expert_ids_TK)
         if self.normalize:
-            total_T = weights_TK[:, 0]
-            for chosen in range(1, self.num_chosen):
-                total_T = total_T + weights_TK[:, chosen]
-            weights_TK = weights_TK / total_T[:, None]
+            weights_TK = weights_TK / _sum_in_order(weights_TK)[:, None]
         return expert_ids_TK, weights_TK if self.scale == 1.0 else weights_TK * self.scale
 
-    def _experts(self, x_RK: Tensor, weight: PackedTensor, ids_R: Tensor) -> Tensor:
-        return quant_matmul_experts(x_RK, weight, ids_R, self.num_experts, numerics=self.numerics)
-
-    def _sum(self, y_TKD: Tensor, weights_TK: Tensor) -> Tensor:
-        """Weighted sum over K in float32, one expert after the other."""
-        total_TD = y_TKD[:, 0].float() * weights_TK[:, :1]
-        for chosen in range(1, self.num_chosen):
-            total_TD = total_TD + y_TKD[:, chosen].float() * weights_TK[:, chosen, None]
-        return total_TD
+    def _experts(self, x: Tensor, weight: PackedTensor, ids_R: Tensor) -> Tensor:
+        return quant_matmul_experts(x, weight, ids_R, self.num_experts, numerics=self.numerics)
 
     def extra_repr(self) -> str:
         return f"{self.num_chosen} of {self.num_experts} experts, {self.down.type_name}"
+
+
+def _sum_in_order(x_TK: Tensor) -> Tensor:
+    """Sum over the second dimension, first to last: ``sum`` may add in an order that T decides."""
+    total_T = x_TK[:, 0]
+    for chosen in range(1, x_TK.shape[1]):
+        total_T = total_T + x_TK[:, chosen]
+    return total_T

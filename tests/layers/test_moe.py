@@ -76,6 +76,7 @@ def test_a_token_does_not_feel_the_others():
     for row in range(40):
         assert torch.equal(layer(x[row : row + 1])[0], together[row])
     assert torch.equal(layer(x.flip(0)).flip(0), together)
+    assert layer(x[:0]).shape == (0, HIDDEN)
 
 
 def test_ties_go_to_the_lower_index():
