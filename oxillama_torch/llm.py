@@ -66,8 +66,7 @@ class LLM:
         fingerprint: equal outputs are promised for equal fingerprints, see ``engine.loading``.
 
     Raises:
-        OSError: the file cannot be read.
-        GGUFError: it is not a sound GGUF file.
+        GGUFError: the file cannot be read or is not a sound GGUF file.
         UnsupportedError: it needs something that this build does not do.
     """
 
