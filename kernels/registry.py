@@ -35,6 +35,7 @@ __all__ = [
     "candidates",
     "declare",
     "explain",
+    "forget_choices",
     "missing_modules",
     "parse_rules",
     "register",
@@ -80,6 +81,7 @@ class Kernel:
     Args:
         refuse: returns why this backend cannot serve a call, or None when it can.
         priority: among those that can, the highest is chosen when no rule names one.
+        unless_asked: returns why it is not chosen for a call unless a rule names it, or None.
     """
 
     op: str
@@ -87,6 +89,7 @@ class Kernel:
     function: Callable
     refuse: Callable[[Call], str | None]
     priority: int
+    unless_asked: Callable[[Call], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,7 @@ def register(
     devices: tuple[str, ...] = ("cpu", "cuda"),
     numerics: tuple[str, ...] = ("invariant", "fast"),
     capability: Callable[[Call], str | None] | None = None,
+    unless_asked: Callable[[Call], str | None] | None = None,
     priority: int = 0,
 ) -> Callable[[Callable], Callable]:
     """Decorator that adds a backend to an op.
@@ -129,6 +133,7 @@ def register(
         m: inclusive range of rows served; None as upper end for no bound.
         devices, numerics: what it serves.
         capability: further reason to refuse a call, or None.
+        unless_asked: reason not to be chosen unless a rule names the backend, or None.
         priority: the highest that can serve wins by default.
 
     Raises:
@@ -151,7 +156,9 @@ def register(
             backends = _KERNELS.setdefault(op, {})
             if backend in backends:
                 raise ValueError(f"{op}={backend} is registered already")
-            backends[backend] = Kernel(op, backend, function, refuse, priority)
+            backends[backend] = Kernel(
+                op, backend, function, refuse, priority, unless_asked or (lambda call: None)
+            )
             _cache.clear()
         return function
 
@@ -259,6 +266,12 @@ def use_kernels(spec: str) -> Iterator[None]:
         _rules = before
 
 
+def forget_choices() -> None:
+    """Choose anew from here on: call this when what a backend can serve has changed."""
+    with _lock:
+        _cache.clear()
+
+
 def select(op: str, call: Call) -> Kernel:
     """The kernel that serves ``call``; its choice and reason are logged once.
 
@@ -286,6 +299,8 @@ def explain(op: str, call: Call) -> tuple[Kernel, str]:
     for kernel, reason in candidates(op, call):
         if rule is not None and not rule.names(kernel.backend):
             continue
+        if rule is None:
+            reason = reason or kernel.unless_asked(call)
         if reason is None:
             chosen = "asked for by rule" if rule else "best that can serve this call"
             return kernel, "; ".join([chosen, *refused])

@@ -119,6 +119,7 @@ _HERE = "oxillama_torch.kernels.quant_matmul"
 registry.declare(
     "quant_matmul",
     f"{_HERE}.reference",
+    f"{_HERE}.compiled",
     f"{_HERE}.triton_dp4a",
     f"{_HERE}.triton_gemv",
     f"{_HERE}.triton_gemm",
