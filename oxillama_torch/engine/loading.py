@@ -13,6 +13,8 @@ from oxillama_torch.engine.engine import Engine
 from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.gguf.reader import GGUFFile
 from oxillama_torch.kernels import registry
+from oxillama_torch.kernels.quant_matmul import compiled
+from oxillama_torch.layers.linear import QuantLinear
 from oxillama_torch.models.loader import load_model
 
 __all__ = ["fingerprint", "load_engine", "resolve"]
@@ -70,6 +72,7 @@ def load_engine(
         torch.set_num_threads(config.threads)
     device, dtype, numerics = resolve(config)
     model = load_model(gguf, device=device, dtype=dtype, numerics=numerics, progress=progress)
+    compiled.prepare(layer.weight for layer in model.modules() if isinstance(layer, QuantLinear))
     return Engine(
         model,
         config,
@@ -91,6 +94,9 @@ def fingerprint(config: EngineConfig, gguf: GGUFFile) -> str:
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_capability()
     parts = [__version__, torch.__version__, str(dtype), numerics, hardware]
     parts.append(repr(registry.active_rules()))
+    for type_name in sorted({info.type.name for info in gguf.tensors.values()}):
+        call = registry.Call(device.type, dtype, numerics, type_name)
+        parts.append(f"{type_name}={registry.select('quant_matmul', call).backend}")
     digest = hashlib.sha256("\n".join(parts).encode())
     for name, info in sorted(gguf.tensors.items()):
         data = gguf.data(name)
