@@ -6,16 +6,20 @@ demo model's own tokenizer for texts; and each door against the others, since th
 
 from __future__ import annotations
 
+import queue
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 from tiny_models import write_tiny
 
 from oxillama_torch import LLM, SamplingParams
+from oxillama_torch.engine.request import FinishEvent, GenerationRequest, TokenEvent
 from oxillama_torch.errors import EngineError, GGUFError, RequestError, UnsupportedError
+from oxillama_torch.kernels.registry import registered_ops, use_kernels
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 PROMPT = "def parse(text):\n"
@@ -136,6 +140,41 @@ def test_stop_strings_end_the_text(llm):
     assert stopped.token_ids == free.token_ids[:count] and count < len(free.token_ids)
     assert stop in llm.detokenize(stopped.token_ids, skip_special=True)
     assert "".join(piece.text for piece in llm.stream(PROMPT, params)) == stopped.text
+
+
+@pytest.mark.interpret
+@pytest.mark.skipif(torch.cuda.is_available(), reason="compiled kernels want tensors on the GPU")
+def test_greedy_answers_are_the_same_with_triton_kernels(llm):
+    """The demo model through every Triton kernel, interpreted, against the torch references."""
+    ids, params = llm.tokenize(PROMPT), SamplingParams(temperature=0, max_tokens=4, logprobs=0)
+    [expected] = llm.generate([ids], params)
+    with use_kernels(",".join(f"{op}=triton" for op in registered_ops())):
+        [found] = llm.generate([ids], params)
+    assert found.token_ids == expected.token_ids
+    for one, other in zip(found.logprobs, expected.logprobs):
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+        assert one != other, "the kernels did not change"
+
+
+def test_32_streams_get_equal_shares(llm):
+    """Streams side by side: at the end of the first, each has nearly as much as it."""
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+    prompts = [llm.tokenize(f"def function_{index}(") for index in range(32)]
+    counts, order = [0] * 32, queue.SimpleQueue()
+
+    def sink(index):
+        return lambda _, event: order.put((index, event))
+
+    with LLM.from_config(replace(llm.config, max_batch_size=32)) as wide:
+        for index, ids in enumerate(prompts):
+            request = GenerationRequest(prompt_token_ids=tuple(ids), params=params)
+            wide.engine.submit(request, sink(index))
+        while True:
+            index, event = order.get(timeout=120)
+            counts[index] += isinstance(event, TokenEvent)
+            if isinstance(event, FinishEvent):
+                break
+    assert max(counts) / min(counts) < 1.5
 
 
 def test_n_completions_can_be_had_one_by_one(llm):

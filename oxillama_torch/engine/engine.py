@@ -33,6 +33,7 @@ from oxillama_torch.engine.state import RequestState, ScheduledBatch, ScheduledI
 from oxillama_torch.engine.stats import Counters
 from oxillama_torch.engine.validate import check_request
 from oxillama_torch.errors import EngineError
+from oxillama_torch.kernels import registry
 from oxillama_torch.kvcache.holdings import PageManager
 from oxillama_torch.kvcache.pool import KVPool, page_bytes, plan_pages
 from oxillama_torch.sampling.row import SamplingRow
@@ -99,6 +100,7 @@ class Engine:
             device=device,
         )
         self._runner = ModelRunner(model, pool, builder, banned_ids)
+        self._rules = registry.active_rules()
         self._counters = Counters()
         self._order = itertools.count()
         self._handles: dict[str, tuple[RequestState, RequestHandle]] = {}
@@ -179,6 +181,10 @@ class Engine:
             torch.AcceleratorError: the device is beyond use.
         """
         started = self._clock()
+        if registry.active_rules() is not self._rules:
+            # Other kernels may round differently: what they are measured on must be their own.
+            self._rules = registry.active_rules()
+            self._scheduler.forget_prefixes()
         self._events += self._expire(started)
         batch = self._scheduler.schedule()
         if batch.items:

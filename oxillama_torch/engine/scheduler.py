@@ -87,6 +87,10 @@ class Scheduler:
         self._leave(state)
         return self.pages.discard(state.held)
 
+    def forget_prefixes(self) -> None:
+        """Empty the prefix cache: from now on, keys and values are computed differently."""
+        self.pages.forget(state.held for state in self.running)
+
     def schedule(self) -> ScheduledBatch:
         """Decide one step. The caller computes it and hands it to ``postprocess``."""
         preempted: list[RequestState] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from oxillama_torch.kvcache.pages import PageAllocator
@@ -112,6 +112,13 @@ class PageManager:
             held.committed = index + 1
             if entry is None:
                 return
+
+    def forget(self, held: Iterable[HeldPages]) -> None:
+        """Empty the prefix cache; pages already ``held`` will not be put into it either."""
+        if self.prefix is not None:
+            self.prefix.clear()
+        for pages in held:
+            pages.tail = None
 
     def give_back(self, held: HeldPages) -> None:
         """Release everything; the deepest pages are evicted first later on."""

@@ -18,6 +18,7 @@ from oxillama_torch.config import EngineConfig
 from oxillama_torch.engine.engine import Engine
 from oxillama_torch.engine.request import ErrorEvent, FinishEvent, PromptEvent
 from oxillama_torch.errors import EngineError
+from oxillama_torch.kernels.registry import use_kernels
 
 VOCABULARY = 61
 EOS = frozenset({0, 1})
@@ -89,6 +90,21 @@ def test_generated_pages_are_found_by_the_next_turn():
     [second] = run.run(request_for(longer, max_tokens=5))
     assert second[0].cached_tokens == 32, "the last token was never computed"
     check_generation(second, longer, 5, eos=())
+
+
+def test_other_kernels_do_not_reuse_pages():
+    run, prompt = driver(eos=frozenset()), prompts_of([50])[0]
+    run.run(request_for(prompt, max_tokens=1))
+    half_way = run.add(request_for(prompts_of([40], start=6)[0], max_tokens=30))
+    run.step(3)
+    with use_kernels("attention=reference"):
+        [switched] = run.run(request_for(prompt, max_tokens=1))
+        assert switched[0].cached_tokens == 0
+        [again] = run.run(request_for(prompt, max_tokens=1))
+        assert again[0].cached_tokens == 48
+        mixed = [*prompts_of([40], start=6)[0], *tokens_of(run.events[half_way])]
+        assert run.run(request_for(mixed, max_tokens=1))[0][0].cached_tokens == 0
+    assert run.run(request_for(prompt, max_tokens=1))[0][0].cached_tokens == 0
 
 
 def test_preemption_keeps_tokens_and_sends_none_twice():
