@@ -157,8 +157,8 @@ class ChatTemplate:
                     f"the template variable {key[:40]!r} may not be set",
                     param=f"chat_template_kwargs.{key[:40]}",
                 )
-        if not all(isinstance(t, Mapping) for t in tools or ()):
-            raise RequestError("a tool is not an object", param="tools")
+        if tools is not None and not _is_list_of_objects(tools):
+            raise RequestError("the tools are not a list of objects", param="tools")
         name = "tool_use" if tools and "tool_use" in self._sources else "default"
         given = {
             **variables,
@@ -207,7 +207,7 @@ class ChatTemplate:
                     "eos_token": "",
                     **self._tokenizer.special_tokens,
                     **given,
-                    "add_generation_prompt": add_generation_prompt,
+                    "add_generation_prompt": bool(add_generation_prompt),
                 },
                 "marks": marks,
                 "now": datetime.now().isoformat(),
@@ -226,7 +226,7 @@ class ChatTemplate:
             message = dict(message)
             if isinstance(message.get("content"), (list, tuple)):
                 message["content"] = self._content(message["content"], name, f"messages[{i}]")
-            if message.get("tool_calls"):
+            if _is_list_of_objects(message.get("tool_calls")):
                 message["tool_calls"] = [_with_parsed_arguments(c) for c in message["tool_calls"]]
             reasoning = next((message[k] for k in _REASONING if message.get(k) is not None), None)
             if reasoning is not None:
@@ -259,9 +259,13 @@ class ChatTemplate:
         return probe in text and f"'{probe}'" not in text and f'"{probe}"' not in text
 
 
-def _with_parsed_arguments(call: Any) -> Any:
+def _is_list_of_objects(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(v, Mapping) for v in value)
+
+
+def _with_parsed_arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
     """A tool call whose arguments are an object: the API sends them as a JSON string."""
-    function = call.get("function") if isinstance(call, Mapping) else None
+    function = call.get("function")
     if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
         return call
     try:

@@ -9,10 +9,12 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from oxillama_torch.errors import CapacityError
@@ -20,6 +22,7 @@ from oxillama_torch.errors import CapacityError
 __all__ = ["TemplateLimits", "TemplatePool"]
 
 _COMMAND = (sys.executable, "-s", "-m", "oxillama_torch.tokenizer.template_worker")
+_ROOT = str(Path(__file__).resolve().parents[2])  # where the worker finds this package
 _GRACE_S = 5.0  # wall time for starting, and for a busy machine, before a process is killed
 
 
@@ -35,7 +38,7 @@ class TemplateLimits:
 
     seconds: float = 1.0
     memory: int = 512 << 20
-    output: int = 16 << 20
+    output: int = 8 << 20
 
 
 class TemplatePool:
@@ -78,19 +81,23 @@ class TemplatePool:
         except queue.Empty:
             raise CapacityError("all chat-template workers are busy") from None
         try:
-            if self._closed.is_set:
-                raise CapacityError("the chat template has been closed")
-            return worker.ask(request)
+            with worker.lock:
+                if self._closed.is_set():
+                    raise CapacityError("the chat template has been closed")
+                return worker.ask(request)
         finally:
             self._idle.put(worker)
 
     def close(self) -> None:
-        """End the processes; runs by itself when the pool is collected or Python exits."""
+        """Let requests under way finish and end the processes.
+
+        Runs by itself when the pool is collected or Python exits.
+        """
         self._finalizer()
 
     def _open(self) -> None:
         self._pid = os.getpid()
-        self._closed = _Flag()
+        self._closed = threading.Event()
         workers = [_Worker(self._setup) for _ in range(self._count)]
         # Last in, first out: the second process starts only when two requests meet.
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
@@ -99,14 +106,12 @@ class TemplatePool:
         self._finalizer = weakref.finalize(self, _close_all, workers, self._closed, self._pid)
 
 
-class _Flag:
-    is_set = False
-
-
-def _close_all(workers: list[_Worker], closed: _Flag, pid: int) -> None:
-    closed.is_set = True
+def _close_all(workers: list[_Worker], closed: threading.Event, pid: int) -> None:
+    if pid != os.getpid():
+        return  # forked: these are the parent's
+    closed.set()
     for worker in workers:
-        if pid == os.getpid():
+        with worker.lock:
             worker.stop()
 
 
@@ -114,6 +119,7 @@ class _Worker:
     """One process, used by one thread at a time."""
 
     def __init__(self, setup: Mapping[str, Any]) -> None:
+        self.lock = threading.Lock()
         self._setup = setup
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -152,7 +158,7 @@ class _Worker:
             bufsize=0,
             close_fds=True,
             start_new_session=True,  # Ctrl-C in a terminal is for us
-            env={"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "LC_ALL": "C.UTF-8"},
+            env={"PYTHONPATH": os.pathsep.join([_ROOT, *filter(None, sys.path)])},
         )
         os.set_blocking(process.stdin.fileno(), False)
         os.set_blocking(process.stdout.fileno(), False)

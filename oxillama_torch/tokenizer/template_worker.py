@@ -53,7 +53,8 @@ class _Renderer:
         try:
             return {"text": self._render(json.loads(line))}
         except RaisedByTemplate as error:
-            return {"error": "raised", "message": str(error.message)[:1000]}
+            message = self._environment.marks.plain(str(error.message)[:1000])
+            return {"error": "raised", "message": message}
         except TemplateSyntaxError as error:
             return {"error": "syntax", "line": error.lineno}
         except MemoryError:
