@@ -37,6 +37,7 @@ __all__ = [
     "explain",
     "forget_choices",
     "missing_modules",
+    "observed",
     "parse_rules",
     "register",
     "registered_ops",
@@ -266,6 +267,20 @@ def use_kernels(spec: str) -> Iterator[None]:
         _rules = before
 
 
+_observer: Callable[[Kernel, Call], Kernel] | None = None
+
+
+@contextlib.contextmanager
+def observed(observer: Callable[[Kernel, Call], Kernel]) -> Iterator[None]:
+    """Pass every kernel that is chosen through ``observer``, for profiling. Process-wide."""
+    global _observer
+    before, _observer = _observer, observer
+    try:
+        yield
+    finally:
+        _observer = before
+
+
 def forget_choices() -> None:
     """Choose anew from here on: call this when what a backend can serve has changed."""
     with _lock:
@@ -285,7 +300,7 @@ def select(op: str, call: Call) -> Kernel:
         kernel, reason = explain(op, call)
         log.debug("%s %s: %s (%s)", op, call, kernel.backend, reason)
         _cache[key] = kernel
-    return kernel
+    return kernel if _observer is None else _observer(kernel, call)
 
 
 def explain(op: str, call: Call) -> tuple[Kernel, str]:

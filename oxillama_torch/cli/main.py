@@ -15,6 +15,7 @@ from oxillama_torch import __version__
 from oxillama_torch.cli.chat import chat
 from oxillama_torch.cli.info import info
 from oxillama_torch.cli.kernels import app as kernels
+from oxillama_torch.cli.profile import profile
 from oxillama_torch.cli.run import run
 from oxillama_torch.cli.serve import serve
 from oxillama_torch.cli.tokenize import detokenize, tokenize
@@ -38,7 +39,7 @@ app = typer.Typer(
     add_completion=True,
 )
 COMMANDS: tuple[Callable, ...] = (
-    serve, run, chat, info, verify, tokenize, detokenize,
+    serve, run, chat, info, verify, tokenize, detokenize, profile,
 )  # fmt: skip
 for _command in COMMANDS:
     app.command()(_command)
