@@ -9,6 +9,7 @@ head dim, P pages of S slots, L pages per row of the page table.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -59,30 +60,44 @@ class Tiling:
 
 
 def invariant_tiling(group: int, dim: int, dtype: torch.dtype) -> Tiling:
-    """Fixed by the model alone: heads per KV head, the larger head dim, dtype of the dots."""
+    """Fixed by the model alone: heads per KV head, the larger head dim, dtype of the dots.
+
+    A segment's sums stand beside the sums so far, so tiles are smaller than the fast ones.
+    """
     if dtype == torch.float32:
         return _float32_tiling(group, segmented=True)
-    block_m = max(64, triton.next_power_of_2(group))
-    warps = 4 if dim <= 64 and block_m == 64 else 8
-    return Tiling(block_m, 64 if dim <= 128 else 32, 512, True, warps, 2)
+    block_m = max(64 if dim <= 128 else 32, triton.next_power_of_2(group))
+    return Tiling(block_m, 32, 512, True, 4 if dim <= 64 and block_m == 64 else 8, 2)
 
 
-def fast_tiling(group: int, dim: int, dtype: torch.dtype, max_query_len: int) -> Tiling:
-    """By the longest chunk too: few rows for decoding, many for prefill."""
+def fast_tiling(
+    group: int, dim: int, dtype: torch.dtype, max_query_len: int, large: bool
+) -> Tiling:
+    """By the longest chunk too: few rows for decoding, many for prefill.
+
+    Args:
+        large: whether the GPU's matrix units read operands from shared memory (sm_90, sm_100),
+            which leaves registers for tiles of 128 rows.
+    """
     if dtype == torch.float32:
         return _float32_tiling(group, segmented=False)
     block_n = 64 if dim <= 128 else 32
     rows, least = triton.next_power_of_2(group * max_query_len), triton.next_power_of_2(group)
     if rows <= 16:
         return Tiling(16, block_n, 256, False, 4, 3)
-    if rows <= 64 or dim > 128:
-        return Tiling(max(64, least), block_n, 512, False, 8 if dim > 64 else 4, 2)
-    return Tiling(max(128, least), block_n, 512, False, 8, 2)
+    if rows > 64 and (dim <= 64 or (dim <= 128 and large)):
+        return Tiling(max(128, least), block_n, 512, False, 8, 2)
+    return Tiling(max(64, least), block_n, 512, False, 4 if dim <= 64 and least <= 64 else 8, 2)
 
 
 def _float32_tiling(group: int, segmented: bool) -> Tiling:
     """Without tensor cores a dot is unrolled into fmas: only small tiles stay in registers."""
-    return Tiling(max(16, triton.next_power_of_2(group)), 32, 512, segmented, 4, 2)
+    return Tiling(max(16, triton.next_power_of_2(group)), 16, 512, segmented, 4, 2)
+
+
+@functools.cache
+def _large_tiles(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
 def constants(
@@ -188,7 +203,8 @@ def fast(
     q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, *batch: torch.Tensor, **kwargs
 ) -> torch.Tensor:
     """Tiles and segments by the call."""
-    tiling = fast_tiling(*_model(q, k_pages, v_pages), kwargs["max_query_len"])
+    model = _model(q, k_pages, v_pages)
+    tiling = fast_tiling(*model, kwargs["max_query_len"], _large_tiles(q.device))
     return launch(q, k_pages, v_pages, *batch, tiling, **kwargs)
 
 

@@ -44,18 +44,25 @@ def variants() -> list[Variant]:
 
 
 def _of_model(name: str, group: int, dim: int, dtype: torch.dtype, **flags: bool) -> list[Variant]:
-    invariant = invariant_tiling(group, dim, dtype)
-    decoding = fast_tiling(group, dim, dtype, 1)
-    filling = fast_tiling(group, dim, dtype, 512)
     model = (group, dim, dtype)
-    return [
+    invariant = invariant_tiling(*model)
+    decoding, short, long, large = (
+        fast_tiling(*model, length, large)
+        for length, large in ((1, False), (64 // group, False), (512, False), (512, True))
+    )
+    found = [
         _prefill(f"prefill-invariant-{name}", *model, invariant, **flags),
         _decode(f"decode-invariant-{name}", *model, invariant, **flags),
-        _prefill(f"prefill-fast-{name}", *model, filling, **flags),
+        _prefill(f"prefill-fast-{name}", *model, long, **flags),
         _prefill(f"decode-fast-whole-{name}", *model, decoding, **flags),
         _decode(f"decode-fast-split-{name}", *model, decoding, **flags),
         _reduce(f"reduce-{name}", *model, **flags),
     ]
+    if short not in (long, decoding):
+        found.append(_prefill(f"prefill-fast-short-{name}", *model, short, **flags))
+    if large != long:  # for sm_90 and sm_100 alone
+        found.append(_prefill(f"prefill-fast-large-{name}", *model, large, **flags))
+    return found
 
 
 def _constants(group: int, dim: int, dtype: torch.dtype, tiling: Tiling) -> dict:
@@ -109,7 +116,7 @@ def _reduce(
     tensors = dict.fromkeys(("part_top", "part_total", "part_acc", "sinks"), "*fp32")
     tensors |= {"query_start": "*i32", "seq_lens": "*i32", "out": _POINTERS[dtype]}
     scalars = dict.fromkeys(("max_query_len", "segments", "segment", "window"), "i32")
-    consts = _constants(group, dim, dtype, fast_tiling(group, dim, dtype, 1))
+    consts = _constants(group, dim, dtype, fast_tiling(group, dim, dtype, 1, False))
     return Variant(
         name,
         reduce_kernel,
