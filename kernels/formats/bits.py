@@ -15,6 +15,7 @@ __all__ = [
     "int32_at",
     "join_bytes",
     "join_scales6",
+    "look_up",
     "split_scales6",
 ]
 
@@ -48,6 +49,12 @@ def bit_planes(packed: Tensor, position: int) -> Tensor:
 def crumbs(packed: Tensor) -> Tensor:
     """2-bit fields of bytes, low bits first: uint8 [..., n] -> [..., 4, n]."""
     return torch.stack((packed & 3, packed >> 2 & 3, packed >> 4 & 3, packed >> 6), -2)
+
+
+def look_up(q: Tensor, values: tuple[int, ...]) -> Tensor:
+    """``values[q]`` as int8, for codes q uint8 of any shape."""
+    table = torch.tensor(values, dtype=torch.int8, device=q.device)
+    return table.index_select(0, q.flatten().int()).view(q.shape)
 
 
 def _signed(word: int) -> int:

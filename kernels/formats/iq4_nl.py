@@ -14,16 +14,12 @@ from torch import Tensor
 
 from oxillama_torch.gguf.types import GGMLType
 from oxillama_torch.kernels.formats.base import Format
-from oxillama_torch.kernels.formats.bits import float16_at, join_bytes
-from oxillama_torch.kernels.formats.tile import jit, nibbles, small_to_float, tl
+from oxillama_torch.kernels.formats.bits import float16_at, join_bytes, look_up
+from oxillama_torch.kernels.formats.tile import jit, look_up_tile, nibbles, table_words, tl
 
 # ``kvalues_iq4nl`` in ggml-common.h, from -127 to 113: dense where weights are.
 VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-# The same plus 128, four to a word, so that a kernel looks them up without memory.
-WORDS = tuple(
-    int.from_bytes(bytes(value + 128 for value in VALUES[i : i + 4]), "little", signed=True)
-    for i in range(0, 16, 4)
-)
+WORDS = table_words(VALUES)
 
 
 def split(blocks: Tensor) -> dict[str, Tensor]:
@@ -35,18 +31,11 @@ def join(qs: Tensor, d: Tensor) -> Tensor:
 
 
 def decode(out: Tensor, qs: Tensor, d: Tensor) -> None:
-    out.copy_(look_up(qs)).mul_(d.float())
-
-
-def look_up(qs: Tensor) -> Tensor:
-    """VALUES of the low nibbles, then of the high ones: uint8 [..., n] -> int8 [..., 2 n]."""
-    q = torch.cat((qs & 15, qs >> 4), -1)
-    values = torch.tensor(VALUES, dtype=torch.int8, device=qs.device)
-    return values.index_select(0, q.flatten().int()).view(q.shape)
+    out.copy_(look_up(torch.cat((qs & 15, qs >> 4), -1), VALUES)).mul_(d.float())
 
 
 @jit
-def look_up_tile(
+def values_tile(
     q,
     W0: tl.constexpr = WORDS[0],
     W1: tl.constexpr = WORDS[1],
@@ -54,8 +43,7 @@ def look_up_tile(
     W3: tl.constexpr = WORDS[3],
 ):
     """float32 VALUES[q] of int32 q from 0 to 15."""
-    words = tl.where(q < 8, tl.where(q < 4, W0, W1), tl.where(q < 12, W2, W3))
-    return small_to_float((words >> (q % 4 * 8)) & 255, 128)
+    return look_up_tile(q, W0, W1, W2, W3)
 
 
 @jit
@@ -69,7 +57,7 @@ def decode_tile(
     d = tl.load(p1 + rows[:, None] * s1 + block[None, :], mask=mask, other=0.0).to(tl.float32)
     byte = (block * 16)[:, None] + tl.arange(0, 16)[None, :]
     qs = tl.load(p0 + rows[:, None, None] * s0 + byte[None], mask=mask[:, :, None], other=0)
-    w = look_up_tile(nibbles(qs.to(tl.int32))) * d[:, :, None]
+    w = values_tile(nibbles(qs.to(tl.int32))) * d[:, :, None]
     return w.reshape(BLOCK_N, BLOCK_K)
 
 

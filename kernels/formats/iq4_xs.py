@@ -16,8 +16,8 @@ from torch import Tensor
 
 from oxillama_torch.gguf.types import GGMLType
 from oxillama_torch.kernels.formats.base import Format
-from oxillama_torch.kernels.formats.bits import crumbs, float16_at, join_bytes
-from oxillama_torch.kernels.formats.iq4_nl import look_up, look_up_tile
+from oxillama_torch.kernels.formats.bits import crumbs, float16_at, join_bytes, look_up
+from oxillama_torch.kernels.formats.iq4_nl import VALUES, values_tile
 from oxillama_torch.kernels.formats.tile import jit, nibbles, tl
 
 
@@ -50,7 +50,9 @@ def join(qs: Tensor, scales: Tensor, d: Tensor) -> Tensor:
 def decode(out: Tensor, qs: Tensor, scales: Tensor, d: Tensor) -> None:
     lead = qs.shape[:-1]
     factors = (d.float() * scales).unsqueeze(-1)
-    out.view(*lead, 8, 32).copy_(look_up(qs.view(*lead, 8, 16))).mul_(factors)
+    qs = qs.view(*lead, 8, 16)
+    values = look_up(torch.cat((qs & 15, qs >> 4), -1), VALUES)
+    out.view(*lead, 8, 32).copy_(values).mul_(factors)
 
 
 @jit
@@ -66,7 +68,7 @@ def decode_tile(
     byte = (group * 16)[:, None] + tl.arange(0, 16)[None, :]
     qs = tl.load(p0 + rows[:, None, None] * s0 + byte[None], mask=mask[:, :, None], other=0)
     factor = d.to(tl.float32) * scale.to(tl.float32)
-    w = look_up_tile(nibbles(qs.to(tl.int32))) * factor[:, :, None]
+    w = values_tile(nibbles(qs.to(tl.int32))) * factor[:, :, None]
     return w.reshape(BLOCK_N, BLOCK_K)
 
 

@@ -9,31 +9,23 @@ import numpy as np
 import pytest
 import torch
 
+from oxillama_torch.gguf.types import TYPE_SIZES, GGMLType
+from oxillama_torch.gguf.writer import ENCODABLE
 from oxillama_torch.kernels.formats import PackedTensor
-
-# Types that gguf-py decodes but cannot encode: offsets of the float16 scales in their blocks.
-_SCALES_AT = {
-    "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
-    "IQ4_NL": (0,), "IQ4_XS": (0,),
-}  # fmt: skip
+from tests.support.blocks import oracle, tame_blocks
 
 
 def _pack(type_name: str, rows: int, columns: int) -> tuple[PackedTensor, torch.Tensor]:
-    rng = np.random.default_rng(rows * 1009 + columns)
-    qtype = gguf.GGMLQuantizationType[type_name]
-    block_weights, block_bytes = gguf.GGML_QUANT_SIZES[qtype]
-    if type_name in _SCALES_AT:
-        data = rng.integers(0, 256, (rows * columns // block_weights, block_bytes), dtype=np.uint8)
-        for at in _SCALES_AT[type_name]:
-            scale = rng.uniform(0.001, 0.01, (len(data), 1)).astype(np.float16)
-            data[:, at : at + 2] = scale.view(np.uint8)
+    seed = rows * 1009 + columns
+    if type_name in ENCODABLE:
+        values = np.random.default_rng(seed).standard_normal((rows, columns)).astype(np.float32)
+        data = gguf.quants.quantize(values, gguf.GGMLQuantizationType[type_name])
+        blocks = torch.from_numpy(np.ascontiguousarray(data).view(np.uint8))
+        blocks = blocks.view(rows, -1, TYPE_SIZES[GGMLType[type_name]].block_bytes)
     else:
-        values = rng.standard_normal((rows, columns)).astype(np.float32)
-        data = gguf.quants.quantize(values, qtype)
-    data = np.ascontiguousarray(data).view(np.uint8).reshape(rows, -1)
-    truth = gguf.quants.dequantize(data, qtype).astype(np.float64)
-    packed = PackedTensor.from_bytes(type_name, torch.from_numpy(data).flatten(), truth.shape)
-    return packed, torch.from_numpy(truth)
+        blocks = tame_blocks(type_name, rows, columns, seed)
+    packed = PackedTensor.from_bytes(type_name, blocks.flatten(), (rows, columns))
+    return packed, oracle(type_name, blocks).double()
 
 
 def _activations(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -1,0 +1,70 @@
+"""MXFP4: 32 weights in 17 bytes, 4.25 bits each: ``w = 2^(e - 128) * VALUES[q]``.
+
+OCP Microscaling: E2M1 values with an E8M0 scale; ggml doubles the values and halves the scale.
+
+Layout (``block_mxfp4`` in ggml-common.h):
+    byte 0   e    uint8: exponent of the scale
+    byte 1   qs   uint8 [16]: weight j in the low nibble of byte j, weight j + 16 in the high one
+
+Shapes: see ``base.py``. Planes per block: qs uint8 [16], e uint8 [1].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from oxillama_torch.gguf.types import GGMLType
+from oxillama_torch.kernels.formats.base import Format
+from oxillama_torch.kernels.formats.bits import join_bytes, look_up
+from oxillama_torch.kernels.formats.tile import jit, look_up_tile, nibbles, table_words, tl
+
+# ``kvalues_mxfp4`` in ggml-common.h: E2M1, times two.
+VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+WORDS = table_words(VALUES)
+
+
+def split(blocks: Tensor) -> dict[str, Tensor]:
+    return {"qs": blocks[..., 1:], "e": blocks[..., :1]}
+
+
+def join(qs: Tensor, e: Tensor) -> Tensor:
+    return join_bytes(e, qs)
+
+
+def decode(out: Tensor, qs: Tensor, e: Tensor) -> None:
+    # The bits of 2^(e - 128), which is subnormal for e of 0 and 1. Source: ggml_e8m0_to_fp32_half.
+    e = e.int()
+    scale = torch.where(e < 2, 0x00200000 << e, (e - 1) << 23).view(torch.float32)
+    out.copy_(look_up(torch.cat((qs & 15, qs >> 4), -1), VALUES)).mul_(scale)
+
+
+@jit
+def values_tile(
+    q,
+    W0: tl.constexpr = WORDS[0],
+    W1: tl.constexpr = WORDS[1],
+    W2: tl.constexpr = WORDS[2],
+    W3: tl.constexpr = WORDS[3],
+):
+    """float32 VALUES[q] of int32 q from 0 to 15."""
+    return look_up_tile(q, W0, W1, W2, W3)
+
+
+@jit
+def decode_tile(
+    p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Planes: qs, e."""
+    block = k0 // 32 + tl.arange(0, BLOCK_K // 32)
+    mask = row_mask[:, None]
+    e = tl.load(p1 + rows[:, None] * s1 + block[None, :], mask=mask, other=0).to(tl.int32)
+    scale = tl.where(e < 2, 0x00200000 << e, (e - 1) << 23).to(tl.float32, bitcast=True)
+    byte = (block * 16)[:, None] + tl.arange(0, 16)[None, :]
+    qs = tl.load(p0 + rows[:, None, None] * s0 + byte[None], mask=mask[:, :, None], other=0)
+    w = values_tile(nibbles(qs.to(tl.int32))) * scale[:, :, None]
+    return w.reshape(BLOCK_N, BLOCK_K)
+
+
+FORMAT = Format(GGMLType.MXFP4, {"qs": 16, "e": 1}, split, join, decode, decode_tile)
