@@ -5,6 +5,7 @@ Token ids only: no text, no tokenizer, no HTTP, no threads. ``thread.EngineThrea
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import logging
@@ -38,7 +39,7 @@ from oxillama_torch.kvcache.holdings import PageManager
 from oxillama_torch.kvcache.pool import KVPool, page_bytes, plan_pages
 from oxillama_torch.sampling.row import SamplingRow
 
-__all__ = ["DEFAULT_BATCH_SIZE", "Delivery", "Engine"]
+__all__ = ["DEFAULT_BATCH_SIZE", "Delivery", "Engine", "on_device"]
 
 DEFAULT_BATCH_SIZE = 64
 
@@ -46,6 +47,11 @@ DEFAULT_BATCH_SIZE = 64
 Delivery = tuple[RequestHandle, Event]
 
 log = logging.getLogger(__name__)
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager:
+    """Make a GPU the current one: Triton launches there, whatever device the tensors are on."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 class Engine:
@@ -58,6 +64,11 @@ class Engine:
         banned_ids: tokens that are never chosen.
         fingerprint: identifies everything that shapes an output, see ``loading.fingerprint``.
         clock: monotonic seconds.
+
+    Attributes:
+        model: as given.
+        max_context: most tokens of one request.
+        vocab_size: ids are below it.
     """
 
     def __init__(
@@ -71,7 +82,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._eos_ids, self._clock = config, eos_ids, clock
-        self.fingerprint = fingerprint
+        self.model, self.fingerprint = model, fingerprint
         self.vocab_size = model.config.vocab_size
         batch_size = config.max_batch_size or DEFAULT_BATCH_SIZE
         context = min(
@@ -106,6 +117,9 @@ class Engine:
         self._handles: dict[str, tuple[RequestState, RequestHandle]] = {}
         self._deadlines: list[tuple[float, str]] = []
         self._events: list[Delivery] = []
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._handles
 
     @property
     def has_work(self) -> bool:

@@ -9,7 +9,7 @@ import torch
 
 from oxillama_torch import __version__
 from oxillama_torch.config import EngineConfig, environment
-from oxillama_torch.engine.engine import Engine
+from oxillama_torch.engine.engine import Engine, on_device
 from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.gguf.reader import GGUFFile
 from oxillama_torch.kernels import registry
@@ -71,15 +71,17 @@ def load_engine(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device, dtype, numerics = resolve(config)
-    model = load_model(gguf, device=device, dtype=dtype, numerics=numerics, progress=progress)
-    compiled.prepare(layer.weight for layer in model.modules() if isinstance(layer, QuantLinear))
-    return Engine(
-        model,
-        config,
-        eos_ids=eos_ids,
-        banned_ids=banned_ids,
-        fingerprint=fingerprint(config, gguf),
-    )
+    with on_device(device):
+        model = load_model(gguf, device=device, dtype=dtype, numerics=numerics, progress=progress)
+        linears = (layer for layer in model.modules() if isinstance(layer, QuantLinear))
+        compiled.prepare(layer.weight for layer in linears)
+        return Engine(
+            model,
+            config,
+            eos_ids=eos_ids,
+            banned_ids=banned_ids,
+            fingerprint=fingerprint(config, gguf),
+        )
 
 
 def fingerprint(config: EngineConfig, gguf: GGUFFile) -> str:

@@ -16,9 +16,9 @@ from dataclasses import replace
 
 import torch
 
-from oxillama_torch.engine.engine import Delivery, Engine
+from oxillama_torch.engine.engine import Delivery, Engine, on_device
 from oxillama_torch.engine.request import ErrorEvent, Event, GenerationRequest, RequestHandle
-from oxillama_torch.errors import CapacityError, EngineError
+from oxillama_torch.errors import CapacityError, EngineError, RequestError
 from oxillama_torch.sampling.philox import random_seed
 
 __all__ = ["EngineThread"]
@@ -111,6 +111,10 @@ class EngineThread:
                 raise EngineError(self._closed)
             if self._draining or not self._thread.is_alive():
                 raise EngineError("the engine is not running")
+            if self._knows(request.request_id):
+                raise RequestError(
+                    f"request id {request.request_id!r} is in use", param="request_id"
+                )
             waiting = len(self._inbox) + self._engine.waiting
             if waiting >= self._inbox_size:
                 raise CapacityError(
@@ -139,7 +143,7 @@ class EngineThread:
 
     def _run(self) -> None:
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), on_device(self._engine.model.device):
                 while self._receive():
                     self._step_started = self._clock()
                     self._deliver(self._engine.step())
@@ -149,6 +153,10 @@ class EngineThread:
             log.critical("the engine thread has died", exc_info=True)
             self._step_started = None
             self._close("the engine has died")
+
+    def _knows(self, request_id: str) -> bool:
+        in_inbox = any(handle.request_id == request_id for handle in self._inbox)
+        return in_inbox or request_id in self._engine
 
     def _receive(self) -> bool:
         """Take in requests and cancellations; blocks while there is nothing to do.

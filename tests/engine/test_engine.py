@@ -49,7 +49,7 @@ def test_one_request():
     check_generation(events, [5, 6, 7], 20)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 60), min_size=1, max_size=8),
     max_tokens=st.integers(0, 30),

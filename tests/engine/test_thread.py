@@ -109,6 +109,21 @@ def test_bad_requests_are_refused_at_once(make_thread):
         make_thread().submit(request_for([]))
 
 
+def test_an_id_is_used_once_at_a_time(make_thread):
+    gate = Gate()
+    engine = make_thread(ScriptedModel(on_forward=gate), max_batch_size=1)
+    handles = [engine.submit(request_for([5], max_tokens=2))]
+    assert gate.entered.acquire(timeout=PATIENCE_S)
+    handles.append(engine.submit(request_for([6], max_tokens=2)))
+    for handle in handles:
+        with pytest.raises(RequestError, match="is in use"):
+            engine.submit(handle.request)
+    gate.release()
+    for handle in handles:
+        list(handle.events())
+    list(engine.submit(handles[0].request).events())
+
+
 def test_a_full_inbox_says_when_to_come_back(make_thread):
     gate = Gate()
     engine = make_thread(ScriptedModel(on_forward=gate), inbox_size=3, max_batch_size=1)

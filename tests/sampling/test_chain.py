@@ -12,6 +12,7 @@ from oxillama_torch.sampling.params import SamplingParams
 from oxillama_torch.sampling.philox import uniform
 from oxillama_torch.sampling.row import SamplingRow
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 VOCABULARY = 50
 PROMPT = [1, 2, 2, 5]
 END_IDS = [0, 49]
@@ -133,10 +134,11 @@ def test_tiny_temperatures_do_not_overflow():
     assert choose(logits, [row]).tolist() == [0]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("vocabulary", [VOCABULARY, 32_001])
-def test_a_row_does_not_depend_on_its_neighbours(vocabulary):
+def test_a_row_does_not_depend_on_its_neighbours(vocabulary, device):
     """All cases in one batch, in another order, and alone: the same tokens."""
-    logits = torch.randn(len(CASES) + 1, vocabulary) * 3
+    logits = (torch.randn(len(CASES) + 1, vocabulary) * 3).to(device)
     settings = [*CASES.values(), {"temperature": 0}]
     rows = [row_for(SamplingParams(seed=index, **s)) for index, s in enumerate(settings)]
     together = choose(adjust(logits, rows), rows).tolist()

@@ -91,8 +91,9 @@ def test_a_row_with_every_token_banned_fails_alone():
     assert all("banned" in str(entry.error) for entry in out[1:])
 
 
-def test_results_do_not_depend_on_the_batch():
-    logits = torch.randn(7, 40_000) * 3
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_results_do_not_depend_on_the_batch(device):
+    logits = (torch.randn(7, 40_000) * 3).to(device)
     rows = [
         SamplingRow(SamplingParams(seed=i, logprobs=i, temperature=0.5 * i, top_k=3 * (i % 3)), [1])
         for i in range(7)
@@ -109,3 +110,12 @@ def test_history_counts_many_tokens():
     counts = dict(zip(history.ids.tolist(), history.counts.tolist()))
     assert counts == {i: tokens.count(i) for i in range(300)}
     assert TokenHistory([5, 5]).counts.tolist() == [0]
+
+
+def test_tokens_the_model_must_not_choose():
+    logits = torch.zeros(2, 50)
+    logits[:, [8, 9]] = torch.tensor([5.0, 4.0])
+    rows = [greedy(logprobs=1), SamplingRow(SamplingParams(seed=1, temperature=0.01), PROMPT)]
+    out = sample(logits, rows, torch.tensor([8, 3]))
+    assert [entry.token_id for entry in out] == [9, 9]
+    assert out[0].logprobs.rank == 2 and out[0].logprobs.top[0][0] == 8, "of the raw distribution"
