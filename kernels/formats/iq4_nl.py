@@ -15,11 +15,15 @@ from torch import Tensor
 from oxillama_torch.gguf.types import GGMLType
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.formats.bits import float16_at, join_bytes, look_up
-from oxillama_torch.kernels.formats.tile import jit, look_up_tile, nibbles, table_words, tl
+from oxillama_torch.kernels.formats.tile import jit, nibbles, small_to_float, tl
 
 # ``kvalues_iq4nl`` in ggml-common.h, from -127 to 113: dense where weights are.
 VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-WORDS = table_words(VALUES)
+# The same plus 128, four to a word: a table that a kernel can keep in registers.
+WORDS = tuple(
+    int.from_bytes(bytes(value + 128 for value in VALUES[i : i + 4]), "little", signed=True)
+    for i in range(0, 16, 4)
+)
 
 
 def split(blocks: Tensor) -> dict[str, Tensor]:
@@ -43,7 +47,8 @@ def values_tile(
     W3: tl.constexpr = WORDS[3],
 ):
     """float32 VALUES[q] of int32 q from 0 to 15."""
-    return look_up_tile(q, W0, W1, W2, W3)
+    words = tl.where(q < 8, tl.where(q < 4, W0, W1), tl.where(q < 12, W2, W3))
+    return small_to_float((words >> (q % 4 * 8)) & 255, 128)
 
 
 @jit

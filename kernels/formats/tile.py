@@ -7,7 +7,7 @@ do not load either.
 
 from __future__ import annotations
 
-__all__ = ["crumbs_tile", "jit", "look_up_tile", "nibbles", "small_to_float", "table_words", "tl"]
+__all__ = ["crumbs_tile", "jit", "nibbles", "small_to_float", "tl"]
 
 try:
     import triton.language as tl
@@ -25,35 +25,20 @@ except ModuleNotFoundError as error:
 def small_to_float(q, offset: tl.constexpr):
     """float32 ``q - offset`` of int32 q from 0 to 2^23 - 1, exactly.
 
-    Puts q into the mantissa of 2^23 and subtracts: two full-rate instructions, where the
-    conversion that the compiler would choose for small integers runs at a quarter of the rate.
+    Puts q into the mantissa of 2^23 and subtracts: two instructions at full rate, where integer
+    conversions run at a fraction of it.
     """
     return (q | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + offset)
 
 
 @jit
 def nibbles(packed):
-    """int32 [..., n] of bytes -> [..., 2 n]: the low nibbles, then the high ones.
+    """int32 bytes [BLOCK_N, groups, n] -> [BLOCK_N, groups, 2 n]: low nibbles, then high ones.
 
     Joined in registers, so that each byte is read once.
     """
     pairs = tl.join(packed & 15, packed >> 4)
     return pairs.permute(0, 1, 3, 2).reshape(packed.shape[0], packed.shape[1], 2 * packed.shape[2])
-
-
-def table_words(values: tuple[int, ...]) -> tuple[int, ...]:
-    """16 values from -128 to 127 as four int32 constants for ``look_up_tile``."""
-    table = bytes(value + 128 for value in values)
-    return tuple(int.from_bytes(table[i : i + 4], "little", signed=True) for i in range(0, 16, 4))
-
-
-@jit
-def look_up_tile(
-    q, W0: tl.constexpr, W1: tl.constexpr, W2: tl.constexpr, W3: tl.constexpr
-):  # fmt: skip
-    """float32 values of int32 codes q from 0 to 15; the table stays in registers."""
-    words = tl.where(q < 8, tl.where(q < 4, W0, W1), tl.where(q < 12, W2, W3))
-    return small_to_float((words >> (q % 4 * 8)) & 255, 128)
 
 
 @jit

@@ -192,8 +192,8 @@ def _open(path: Path) -> _Shard:
             flags=mmap.MAP_PRIVATE | _MAP_NORESERVE,
             prot=mmap.PROT_READ | mmap.PROT_WRITE,
         )
-    except OSError as error:
-        raise GGUFError(f"cannot map the file: {error.strerror}", path=str(path)) from error
+    except (OSError, ValueError) as error:  # ValueError: it shrank between fstat and mmap
+        raise GGUFError(f"cannot map the file: {error}", path=str(path)) from error
     finally:
         os.close(fd)
     return _Shard(path, mapping, parse_header(mapping, str(path)))

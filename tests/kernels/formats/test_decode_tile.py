@@ -75,10 +75,10 @@ def test_masked_rows_are_zero_and_not_read(name: str) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_tiles_compile_for_every_supported_gpu() -> None:
-    """Inside the embedding kernel, which does little else; for sm_90 the matmul tests do it."""
+def test_tiles_compile_for_the_oldest_and_the_newest_gpu() -> None:
+    """Inside the embedding kernel, which does little else; the matmul tests do sm_90 and 100."""
     source = "oxillama_torch.kernels.quant_matmul.variants:variants"
-    reports = cross_compile(source, [80, 100, 120], match="^embedding-")
-    assert len(reports) == 3 * len(TYPES)
+    reports = cross_compile(source, [80, 120], match="^embedding-")
+    assert len(reports) == 2 * len(TYPES)
     spilled = [report for report in reports if report.local_bytes or report.spills]
     assert not spilled, table(spilled)
