@@ -62,12 +62,13 @@ class Tiling:
 def invariant_tiling(group: int, dim: int, dtype: torch.dtype) -> Tiling:
     """Fixed by the model alone: heads per KV head, the larger head dim, dtype of the dots.
 
-    A segment's sums stand beside the sums so far, so tiles are smaller than the fast ones.
+    A segment's sums stand beside the sums so far, so tiles are smaller than the fast ones; and
+    rows are few, as decoding fills only those of one token.
     """
     if dtype == torch.float32:
         return _float32_tiling(group, segmented=True)
-    block_m = max(64 if dim <= 128 else 32, triton.next_power_of_2(group))
-    return Tiling(block_m, 32, 512, True, 4 if dim <= 64 and block_m == 64 else 8, 2)
+    block_m = max(32, triton.next_power_of_2(group))
+    return Tiling(block_m, 64 if dim <= 128 else 32, 512, True, 8, 2)
 
 
 def fast_tiling(
@@ -149,44 +150,52 @@ def launch(
     """
     tokens, heads, _ = q.shape
     consts = constants(q, k_pages, v_pages, tiling)
-    consts |= {"HAS_WINDOW": window is not None, "HAS_CAP": softcap is not None}
     tiles = (max_query_len + consts["TOKENS"] - 2) // consts["TOKENS"] + 1
-    programs = seq_lens.shape[0] * tiles
+    grid = (seq_lens.shape[0] * tiles, consts["HKV"])
     segments = triton.cdiv(max_seq_len, tiling.segment)
-    partial_shape = (tokens, heads, segments, consts["DV"])
     if split is None:
-        wanted = _WAVES * multiprocessors(q.device)
-        fits = math.prod(partial_shape) * 4 <= _WORKSPACE_BYTES
-        split = segments > 1 and fits and programs * consts["HKV"] < wanted
-    log2e = math.log2(math.e)
-    factor = log2e if softcap else scale * log2e
-    inner = 2 * log2e * scale / softcap if softcap else 0.0
-    scalars = (factor, inner, softcap or 0.0, window or 0)
-    batch = (page_table, query_start, seq_lens)
-    options = {"num_warps": tiling.num_warps, "num_stages": tiling.num_stages}
+        split = _split_pays(q, math.prod(grid), segments, consts["DV"])
+    scalars = _scalars(scale, softcap, window)
     out = q.new_empty(tokens, heads, consts["DV"])
+    inputs = (q, k_pages, v_pages, page_table, query_start, seq_lens)
+    sizes = (page_table.shape[1], tiles, tiling.segment, *scalars)
+    consts |= {"HAS_WINDOW": window is not None, "HAS_CAP": softcap is not None}
+    consts |= {"num_warps": tiling.num_warps, "num_stages": tiling.num_stages}
     sinks_or_any = seq_lens if sinks is None else sinks
     with launch_device(q):
         if not split:
-            prefill_kernel[(programs, consts["HKV"])](
-                q, k_pages, v_pages, *batch, sinks_or_any, out,
-                page_table.shape[1], tiles, tiling.segment, *scalars,
-                HAS_SINKS=sinks is not None, SEGMENTED=tiling.segmented, **consts, **options,
+            prefill_kernel[grid](
+                *inputs, sinks_or_any, out, *sizes,
+                HAS_SINKS=sinks is not None, SEGMENTED=tiling.segmented, **consts,
             )  # fmt: skip
             return out
-        part_acc = q.new_empty(partial_shape, dtype=torch.float32)
-        part_top, part_total = part_acc.new_empty(2, *partial_shape[:3])
-        decode_kernel[(programs, consts["HKV"], segments)](
-            q, k_pages, v_pages, *batch, part_top, part_total, part_acc,
-            page_table.shape[1], tiles, tiling.segment, *scalars, **consts, **options,
-        )  # fmt: skip
+        acc = q.new_empty(tokens, heads, segments, consts["DV"], dtype=torch.float32)
+        top, total = acc.new_empty(2, tokens, heads, segments)
+        decode_kernel[(*grid, segments)](*inputs, top, total, acc, *sizes, **consts)
         reduce_kernel[(seq_lens.shape[0] * max_query_len, heads)](
-            part_top, part_total, part_acc, query_start, seq_lens, sinks_or_any, out,
-            max_query_len, segments, tiling.segment, factor, window or 0,
+            top, total, acc, query_start, seq_lens, sinks_or_any, out,
+            max_query_len, segments, tiling.segment, scalars[0], scalars[-1],
             HQ=heads, DV=consts["DV"], HAS_WINDOW=window is not None,
             HAS_SINKS=sinks is not None, BLOCK_DV=consts["BLOCK_DV"], num_warps=1,
         )  # fmt: skip
     return out
+
+
+def _scalars(
+    scale: float, softcap: float | None, window: int | None
+) -> tuple[float, float, float, int]:
+    """factor, inner, cap and window, as the kernels take them."""
+    log2e = math.log2(math.e)
+    if softcap is None:
+        return scale * log2e, 0.0, 0.0, window or 0
+    return log2e, 2 * log2e * scale / softcap, softcap, window or 0
+
+
+def _split_pays(q: torch.Tensor, programs: int, segments: int, value_dim: int) -> bool:
+    """Whether one pass would leave much of the GPU idle, and the workspace is small."""
+    workspace = q.shape[0] * q.shape[1] * segments * value_dim * 4
+    idle = programs < _WAVES * multiprocessors(q.device)
+    return segments > 1 and idle and workspace <= _WORKSPACE_BYTES
 
 
 @register("attention", "triton.invariant", devices=DEVICES, priority=priority(1))

@@ -25,7 +25,8 @@ from oxillama_torch.kernels.attention.triton_tile import (
 __all__ = ["decode_kernel"]
 
 
-@triton.jit
+# Not compiled anew for each size of a batch.
+@triton.jit(do_not_specialize=["width", "tiles", "window"])
 def decode_kernel(
     q, k_pages, v_pages, page_table, query_start, seq_lens, part_top, part_total, part_acc,
     width, tiles, segment, factor, inner, cap, window,

@@ -24,7 +24,8 @@ from oxillama_torch.kernels.attention.triton_tile import (
 __all__ = ["prefill_kernel"]
 
 
-@triton.jit
+# Not compiled anew for each size of a batch.
+@triton.jit(do_not_specialize=["width", "tiles", "window"])
 def prefill_kernel(
     q, k_pages, v_pages, page_table, query_start, seq_lens, sinks, out,
     width, tiles, segment, factor, inner, cap, window,

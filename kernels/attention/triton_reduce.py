@@ -13,7 +13,8 @@ from oxillama_torch.kernels.attention.triton_tile import FLOOR, merge
 __all__ = ["reduce_kernel"]
 
 
-@triton.jit
+# Not compiled anew for each size of a batch.
+@triton.jit(do_not_specialize=["max_query_len", "segments", "window"])
 def reduce_kernel(
     part_top, part_total, part_acc, query_start, seq_lens, sinks, out,
     max_query_len, segments, segment, factor, window,
