@@ -4,8 +4,9 @@ A key that changes results and that nobody read would make a model silently wron
 reads what it understands and then raises for what ``unread`` still lists. Which keys can change
 results is policy, and it stands here: by the GGUF specification hyperparameters stand under the
 name of the architecture (``llama.rope.freq_base``), and llama.cpp reads no others to build a model.
-Everything else (``general.*``, ``tokenizer.*`` which the tokenizer checks for itself,
-``quantize.*``, ``split.*``, and the namespaces of whoever made the file) is description.
+Everything else (``general.*`` but for the version of the block layouts, ``tokenizer.*`` which the
+tokenizer checks for itself, ``quantize.*``, ``split.*``, and the namespaces of whoever made the
+file) is description.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ HARMLESS_SUFFIXES = frozenset(
         "rope.scaling.finetuned",  # whether the scaling was trained with
     }
 )
+
+# ``GGML_QNT_VERSION``: blocks of another version have other layouts.
+_QUANTIZATION_VERSION = ("general.quantization_version", 2)
 
 _REQUIRED: Any = object()
 
@@ -138,15 +142,17 @@ class Metadata(Mapping[str, Any]):
         return tuple(values)
 
     def unread(self) -> list[str]:
-        """Keys that can change results and that nobody has read."""
+        """Keys that can change results and that nobody has read or understands."""
         prefix = f"{self._values.get('general.architecture')}."
-        return [
+        unread = [
             key
             for key in self._values
             if key.startswith(prefix)
             and key not in self._read
             and key[len(prefix) :] not in HARMLESS_SUFFIXES
         ]
+        key, version = _QUANTIZATION_VERSION
+        return unread if self._values.get(key, version) == version else [key, *unread]
 
     def _convert(self, key: str, value: Any, type: Any) -> Any:
         if type is np.ndarray:

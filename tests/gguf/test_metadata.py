@@ -11,6 +11,7 @@ from oxillama_torch.gguf.metadata import Metadata
 VALUES = {
     "general.architecture": "llama",
     "general.name": "some name",
+    "general.quantization_version": 2,
     "llama.block_count": 3,
     "llama.context_length": 128,
     "llama.rope.freq_base": 1e4,
@@ -121,3 +122,9 @@ def test_looking_for_a_key_is_not_reading_it(metadata: Metadata) -> None:
     assert "llama.heads" in metadata
     assert len(metadata) == len(list(metadata)) == len(VALUES)
     assert "llama.heads" in metadata.unread()
+
+
+def test_blocks_of_another_version_are_not_understood() -> None:
+    key = "general.quantization_version"
+    assert Metadata({key: 2}).unread() == []
+    assert Metadata({key: 1}).unread() == [key]
