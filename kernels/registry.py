@@ -18,9 +18,11 @@ import importlib
 import importlib.util
 import logging
 import pkgutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -36,6 +38,7 @@ __all__ = [
     "declare",
     "explain",
     "forget_choices",
+    "load_file",
     "missing_modules",
     "observed",
     "parse_rules",
@@ -196,6 +199,28 @@ def _declare_shipped() -> None:
         name = f"{folder.name}.op"
         if folder.ispkg and importlib.util.find_spec(name) is not None:
             importlib.import_module(name)
+
+
+def load_file(path: str | Path) -> None:
+    """Run a user's file that registers kernels of its own; once per path.
+
+    Whatever it raises goes to the caller: a kernel that was asked for and does not load must not
+    be replaced by another one.
+    """
+    name = f"oxillama_user_kernels_{abs(hash(str(Path(path).resolve())))}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not Path(path).is_file():
+        raise UnsupportedError(f"kernel file {path}", ("an existing file ending in .py",))
+    module = importlib.util.module_from_spec(spec)
+    # Triton looks the source of a kernel up through its module.
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
 
 
 def missing_modules() -> dict[str, str]:

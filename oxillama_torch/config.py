@@ -35,6 +35,7 @@ class EngineConfig:
         dtype: activation dtype: ``auto`` (float32 on CPU, bfloat16 on CUDA), ``float32``,
             ``bfloat16`` or ``float16``.
         kernels: rules such as ``"attention=reference"``; None: ``OXILLAMA_KERNELS``.
+        kernel_path: Python file that registers kernels of the user's own, or None.
         max_batch_size: most requests running at once; None: 64.
         max_batch_tokens: token budget of one step (prefill chunks plus decode rows).
         max_context: tokens per request; None: the model's, bounded by the memory for pages.
@@ -51,6 +52,7 @@ class EngineConfig:
     numerics: Numerics = "auto"
     dtype: str = "auto"
     kernels: str | None = None
+    kernel_path: Path | None = None
     max_batch_size: int | None = None
     max_batch_tokens: int = 512
     max_context: int | None = None

@@ -12,6 +12,7 @@ import typer
 from oxillama_torch.cli.options import (
     ContextOption,
     DeviceOption,
+    KernelPathOption,
     KernelsOption,
     ModelOption,
     NumericsOption,
@@ -76,6 +77,7 @@ def chat(
     device: DeviceOption = None,
     numerics: NumericsOption = None,
     kernels: KernelsOption = None,
+    kernel_path: KernelPathOption = None,
     ctx_size: ContextOption = None,
     threads: ThreadsOption = None,
 ) -> None:
@@ -86,6 +88,7 @@ def chat(
         device=device,
         numerics=numerics,
         kernels=kernels,
+        kernel_path=kernel_path,
         max_context=ctx_size,
         threads=threads,
         max_batch_size=1,

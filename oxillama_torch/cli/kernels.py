@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import groupby
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from oxillama_torch.bench.kernel_check import CHECKED_OPS, Check, check_kernel
+from oxillama_torch.cli.options import KernelPathOption
 from oxillama_torch.config import environment
 from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.kernels import formats, registry
@@ -33,10 +35,14 @@ _Rules = Annotated[
 
 @app.command("list")
 def list_kernels(
-    op: _Op = None, type: _Type = None, device: _Device = None, kernels: _Rules = None
+    op: _Op = None,
+    type: _Type = None,
+    device: _Device = None,
+    kernels: _Rules = None,
+    kernel_path: KernelPathOption = None,
 ) -> None:
     """Show for every op, type and number of rows which backend serves it, and why."""
-    device = _prepare(device, kernels)
+    device = _prepare(device, kernels, kernel_path)
     table = Table("op", "numerics", "type", "rows", "backend", "why")
     for name in _ops(op):
         for numerics in ("invariant", "fast"):
@@ -57,9 +63,10 @@ def check(
     rows: Annotated[int, typer.Option("--m", help="Rows of the input.")] = 4,
     outputs: Annotated[int, typer.Option("--n", help="Rows of the weight.")] = 96,
     inputs: Annotated[int, typer.Option("--k", help="Length of a row.")] = 512,
+    kernel_path: KernelPathOption = None,
 ) -> None:
     """Compare backends with the reference on random packed weights; exit code 4 on a difference."""
-    device = _prepare(device, None)
+    device = _prepare(device, None, kernel_path)
     table = Table("op", "backend", "type", "max abs", "relative L2", "cosine", "NaN", "verdict")
     results = []
     for name in _ops(op, CHECKED_OPS):
@@ -89,7 +96,9 @@ def _cells(result: Check) -> tuple[str, ...]:
     )
 
 
-def _prepare(device: str | None, rules: str | None) -> str:
+def _prepare(device: str | None, rules: str | None, kernel_path: Path | None) -> str:
+    if kernel_path is not None:
+        registry.load_file(kernel_path)
     registry.set_rules(rules or environment("KERNELS", "") or "")
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"

@@ -13,6 +13,7 @@ __all__ = [
     "ContextOption",
     "DeviceOption",
     "DtypeOption",
+    "KernelPathOption",
     "KernelsOption",
     "ModelOption",
     "NumericsOption",
@@ -36,6 +37,9 @@ NumericsOption = Annotated[
 ]
 KernelsOption = Annotated[
     str | None, typer.Option(help='Kernel rules, e.g. "attention=reference,quant_matmul=cpu".')
+]
+KernelPathOption = Annotated[
+    Path | None, typer.Option(help="Python file that registers kernels of your own.")
 ]
 ContextOption = Annotated[
     int | None, typer.Option("--ctx-size", "-c", help="Most tokens of prompt and answer together.")

@@ -14,6 +14,7 @@ from rich.table import Table
 from oxillama_torch.cli.options import (
     DeviceOption,
     DtypeOption,
+    KernelPathOption,
     KernelsOption,
     ModelOption,
     NumericsOption,
@@ -39,6 +40,7 @@ def profile(
     dtype: DtypeOption = None,
     numerics: NumericsOption = None,
     kernels: KernelsOption = None,
+    kernel_path: KernelPathOption = None,
     threads: ThreadsOption = None,
 ) -> None:
     """Show per kernel and layer: calls, time, share, bytes, distance from the roofline."""
@@ -48,6 +50,7 @@ def profile(
         dtype=dtype,
         numerics=numerics,
         kernels=kernels,
+        kernel_path=kernel_path,
         threads=threads,
         max_batch_size=1,
         prefix_cache=False,

@@ -12,6 +12,7 @@ from oxillama_torch.cli.options import (
     ContextOption,
     DeviceOption,
     DtypeOption,
+    KernelPathOption,
     KernelsOption,
     ModelOption,
     NumericsOption,
@@ -43,6 +44,7 @@ def run(
     dtype: DtypeOption = None,
     numerics: NumericsOption = None,
     kernels: KernelsOption = None,
+    kernel_path: KernelPathOption = None,
     ctx_size: ContextOption = None,
     threads: ThreadsOption = None,
 ) -> None:
@@ -63,6 +65,7 @@ def run(
         dtype=dtype,
         numerics=numerics,
         kernels=kernels,
+        kernel_path=kernel_path,
         max_context=ctx_size,
         threads=threads,
         max_batch_size=1,

@@ -11,6 +11,7 @@ from oxillama_torch.cli.options import (
     ContextOption,
     DeviceOption,
     DtypeOption,
+    KernelPathOption,
     KernelsOption,
     ModelOption,
     NumericsOption,
@@ -34,6 +35,7 @@ def serve(
     dtype: DtypeOption = None,
     numerics: NumericsOption = None,
     kernels: KernelsOption = None,
+    kernel_path: KernelPathOption = None,
     ctx_size: ContextOption = None,
     threads: ThreadsOption = None,
     max_batch_size: Annotated[
@@ -51,6 +53,7 @@ def serve(
         dtype=dtype,
         numerics=numerics,
         kernels=kernels,
+        kernel_path=kernel_path,
         max_context=ctx_size,
         threads=threads,
         max_batch_size=max_batch_size,

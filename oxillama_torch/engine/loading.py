@@ -65,6 +65,8 @@ def load_engine(
         GGUFError, UnsupportedError: as ``models.loader.load_model``.
         EngineError: no memory for KV pages.
     """
+    if config.kernel_path is not None:
+        registry.load_file(config.kernel_path)
     rules = config.kernels if config.kernels is not None else environment("KERNELS")
     if rules is not None:
         registry.set_rules(rules)
