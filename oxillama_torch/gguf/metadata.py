@@ -152,7 +152,8 @@ class Metadata(Mapping[str, Any]):
             and key[len(prefix) :] not in HARMLESS_SUFFIXES
         ]
         key, version = _QUANTIZATION_VERSION
-        return unread if self._values.get(key, version) == version else [key, *unread]
+        value = self._values.get(key, version)
+        return unread if isinstance(value, int) and value == version else [key, *unread]
 
     def _convert(self, key: str, value: Any, type: Any) -> Any:
         if type is np.ndarray:

@@ -128,3 +128,4 @@ def test_blocks_of_another_version_are_not_understood() -> None:
     key = "general.quantization_version"
     assert Metadata({key: 2}).unread() == []
     assert Metadata({key: 1}).unread() == [key]
+    assert Metadata({key: np.array([2, 2])}).unread() == [key]
