@@ -32,10 +32,10 @@ __all__ = ["Header", "RawTensor", "parse_header"]
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
 MAX_ALIGNMENT = 1 << 30
-# Far above any real file; they bound the Python objects made from a small hostile one.
-MAX_KEYS = 1 << 16
-MAX_TENSORS = 1 << 17
-MAX_STRINGS = 1 << 22
+# Far above any real file; they bound the time and the Python objects a hostile one can cost.
+MAX_KEYS = 1 << 14
+MAX_TENSORS = 1 << 16
+MAX_STRINGS = 1 << 21
 MAX_NESTED_ARRAYS = 1 << 16
 MAX_NESTING = 4
 # From the GGUF specification.
