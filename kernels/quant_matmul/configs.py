@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.triton_support import INTERPRET
 
@@ -47,11 +49,13 @@ _INTERPRETED_DP4A = Config(1, 256, 8, num_warps=1)
 # Chosen by counting instructions per weight, registers and shared memory on the cross-compiled
 # kernels, not by timing them.
 _GEMV = Config(1, 8, 256, num_warps=2)
-_DP4A = Config(1, 8, 32, num_warps=1)  # block_k in units of 32 bytes
+# dp4a counts block_k in units of its formats. Q5_K and Q6_K need more registers.
+_DP4A = Config(1, 8, 32, num_warps=1)
+_DP4A_WIDE = Config(1, 4, 32, num_warps=1)
 _INVARIANT = Config(16, 64, 128, num_warps=4)
 # (largest M, config); the last serves every larger M.
 _GEMM = (
-    (16, Config(16, 64, 128, num_warps=4)),
+    (16, _INVARIANT),
     (32, Config(32, 64, 128, num_warps=4)),
     (64, Config(64, 64, 64, num_warps=4)),
     (None, Config(128, 128, 64, num_warps=8)),
@@ -63,9 +67,11 @@ def gemv_config() -> Config:
     return _INTERPRETED if INTERPRET else _GEMV
 
 
-def dp4a_config() -> Config:
+def dp4a_config(format: Format) -> Config:
     """For at most DP4A_MAX_ROWS rows."""
-    return _INTERPRETED_DP4A if INTERPRET else _DP4A
+    if INTERPRET:
+        return _INTERPRETED_DP4A
+    return _DP4A_WIDE if format.name in ("Q5_K", "Q6_K") else _DP4A
 
 
 def invariant_config() -> Config:
@@ -73,11 +79,18 @@ def invariant_config() -> Config:
     return _INTERPRETED if INTERPRET else _INVARIANT
 
 
-def gemm_config(rows: int) -> Config:
-    """The fastest for this many rows."""
+def gemm_config(rows: int, dtype: torch.dtype) -> Config:
+    """The fastest for this many rows.
+
+    Args:
+        rows: M.
+        dtype: of the activations. float32 runs on the ordinary cores, whose sums for the largest
+            tiles do not fit in registers.
+    """
     if INTERPRET:
         return _INTERPRETED
-    return next(config for most, config in _GEMM if most is None or rows <= most)
+    configs = _GEMM[:-1] if dtype == torch.float32 else _GEMM
+    return next((c for most, c in configs if most is None or rows <= most), configs[-1][1])
 
 
 def block_k(format: Format, inputs: int, most: int) -> int:

@@ -214,10 +214,11 @@ def q6_k(
     a = w_words(p0, s0, n, h * 16 + side * 4, mask)
     b = w_words(p0, s0, n, h * 16 + side * 4 + 8, mask)
     c = w_words(p1, s1, n, h * 8 + side * 4, mask)
-    at = (n * (s2 // 8))[:, None] + h[None, :]
-    # Eight scales in one load; this side's are every other one.
-    scales = tl.load(p2.to(tl.pointer_type(tl.int64)) + at, mask=mask, other=0)
-    scales = scales >> (side * 8).to(tl.int64)[None, :]
+    # Eight scales in two loads; this side's are every other byte.
+    at = p2.to(tl.pointer_type(tl.int32)) + (n * (s2 // 4))[:, None] + (h * 2)[None, :]
+    shift = (side * 8)[None, :]
+    scales0 = tl.load(at, mask=mask, other=0) >> shift
+    scales1 = tl.load(at + 1, mask=mask, other=0) >> shift
     total = 0.0
     for i in tl.static_range(4):
         low = a if i % 2 == 0 else b
@@ -228,7 +229,7 @@ def q6_k(
         dot = dot16(low & 0x0F0F0F0F | high & 0x30303030, activations, USE_ASM)
         # 32 times the sum of these 16 activations: sums are kept per 32 only.
         dot -= dot16(tl.full(activations.shape, 0x20202020, tl.int32), activations, USE_ASM)
-        sc = (scales >> 16 * i).to(tl.int8).to(tl.float32)
+        sc = ((scales0 if i < 2 else scales1) >> 16 * (i % 2)).to(tl.int8).to(tl.float32)
         total += dot.to(tl.float32) * x_factor(x_scales, h * 4 + i, x_mask) * sc
     return total * half_at(p3, s3, n, u // 4, mask)
 

@@ -26,13 +26,13 @@ __all__ = ["dp4a_kernel", "launch"]
 
 @triton.jit
 def dp4a_kernel(
-    x, x_scales, x_sums, p0, p1, p2, p3, s0, s1, s2, s3, bias, out, N, K,
+    x, x_scales, x_sums, p0, p1, p2, p3, s0, s1, s2, s3, bias, out, M, N, K,
     UNIT: tl.constexpr, UNIT_WEIGHTS: tl.constexpr, USE_ASM: tl.constexpr,
     HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr,
 ):  # fmt: skip
-    """Program (i, j): outputs of tile j for row i; rows of one tile run together and share W."""
-    m = tl.program_id(0).to(tl.int64)
-    n = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    """Program i: outputs of tile i // M for row i % M; rows of one tile share W in the cache."""
+    m = (tl.program_id(0) % M).to(tl.int64)
+    n = (tl.program_id(0) // M).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     units = K // UNIT_WEIGHTS
     acc = tl.zeros((BLOCK_N, BLOCK_U), tl.float32)
     for first in range(0, units, BLOCK_U):
@@ -57,9 +57,9 @@ def launch(
     out = x.new_empty(rows, outputs)
     unit, unit_weights = UNITS[weight.format.name]
     with launch_device(x):
-        dp4a_kernel[(rows, triton.cdiv(outputs, config.block_n))](
+        dp4a_kernel[(rows * triton.cdiv(outputs, config.block_n),)](
             *quantize(x), *weight.tile_args(), out if bias is None else bias, out,
-            outputs, inputs,
+            rows, outputs, inputs,
             UNIT=unit, UNIT_WEIGHTS=unit_weights, USE_ASM=not INTERPRET,
             HAS_BIAS=bias is not None,
             EVEN_K=inputs % (unit_weights * config.block_k) == 0,
@@ -82,4 +82,4 @@ def quant_matmul(
     x: torch.Tensor, weight: PackedTensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """One program per row and output tile."""
-    return launch(x, weight, bias, dp4a_config())
+    return launch(x, weight, bias, dp4a_config(weight.format))

@@ -95,7 +95,7 @@ def quant_matmul_fast(
     x: torch.Tensor, weight: PackedTensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Tiles chosen by the number of rows; a row's bits may change with it."""
-    return launch(x, weight, bias, gemm_config(x.shape[0]))
+    return launch(x, weight, bias, gemm_config(x.shape[0], x.dtype))
 
 
 @register("quant_matmul", "triton.invariant", devices=DEVICES, priority=priority(0))

@@ -24,20 +24,30 @@ from oxillama_torch.kernels.triton_support import Variant
 
 __all__ = ["BUDGETS", "DP4A_BUDGETS", "variants"]
 
-# Instructions per weight on sm_90 that the hot loops of gemv, gemm16 and gemm128 may have: what was
-# counted when they were written, and a tenth more. A better decoder should lower its line.
+# Instructions per weight on sm_90 that the hot loops of gemv and gemm16 may have: what was counted
+# when they were written, and a tenth more. A better decoder should lower its line.
 BUDGETS = {
-    "f32": (3.6, 3.8, 6.1),
-    "f16": (3.6, 4.0, 5.7),
-    "bf16": (3.6, 3.8, 5.7),
-    "q8_0": (6.1, 6.0, 8.0),
-    "q4_0": (12.2, 10.0, 11.4),
-    "q4_1": (9.1, 9.8, 11.2),
-    "q5_0": (12.5, 14.3, 21.0),
-    "q5_1": (12.6, 18.0, 19.5),
-    "q4_k": (9.8, 10.7, 12.7),
-    "q5_k": (14.9, 15.7, 17.8),
-    "q6_k": (15.8, 16.2, 18.4),
+    "f32": (3.6, 3.8),
+    "f16": (3.6, 4.0),
+    "bf16": (3.6, 3.8),
+    "q8_0": (6.1, 6.0),
+    "q4_0": (8.3, 8.1),
+    "q4_1": (8.4, 8.5),
+    "q5_0": (10.6, 11.5),
+    "q5_1": (10.8, 11.8),
+    "q4_k": (9.3, 9.8),
+    "q5_k": (13.1, 13.9),
+    "q6_k": (11.9, 10.9),
+    "q2_k": (10.2, 9.3),
+    "q3_k": (15.3, 14.3),
+    "iq4_nl": (18.5, 18.0),
+    "iq4_xs": (18.6, 18.5),
+    "mxfp4": (12.6, 11.7),
+    "nvfp4": (13.2, 13.5),
+    "tq1_0": (14.8, 15.0),
+    "tq2_0": (8.7, 8.1),
+    "q1_0": (9.7, 12.3),
+    "q2_0": (8.9, 12.7),
 }
 # The same for dp4a. On an H200 a Q4_K weight may cost 4.2 before arithmetic is slower than memory.
 DP4A_BUDGETS = {
@@ -47,7 +57,7 @@ DP4A_BUDGETS = {
     "q5_1": 2.5,
     "q8_0": 1.1,
     "q4_k": 1.5,
-    "q5_k": 2.3,
+    "q5_k": 2.4,
     "q6_k": 2.4,
 }
 
@@ -69,13 +79,10 @@ def variants() -> list[Variant]:
 
 
 def _of_format(format: Format) -> list[Variant]:
-    gemv = configs.gemv_config()
+    gemms = (configs.gemm_config(rows, torch.bfloat16) for rows in (16, 32, 64, 128))
     return [
-        _variant("gemv", gemv_kernel, format, gemv),
-        *(
-            _variant(f"gemm{rows}", gemm_kernel, format, configs.gemm_config(rows))
-            for rows in (16, 32, 64, 128)
-        ),
+        _variant("gemv", gemv_kernel, format, configs.gemv_config()),
+        *(_variant(f"gemm{gemm.block_m}", gemm_kernel, format, gemm) for gemm in gemms),
         _variant("experts", experts_kernel, format, configs.invariant_config()),
         _embedding(format),
         *([_dp4a(format)] if format.name in UNITS else ()),
@@ -130,11 +137,11 @@ def _embedding(format: Format) -> Variant:
 
 
 def _dp4a(format: Format) -> Variant:
-    config = configs.dp4a_config()
+    config = configs.dp4a_config(format)
     unit, unit_weights = UNITS[format.name]
     arguments = {
         **{"x": "*i8", "x_scales": "*fp32", "x_sums": "*fp32", "bias": "*bf16", "out": "*bf16"},
-        **{"N": "i32", "K": "i32"},
+        **{"M": "i32", "N": "i32", "K": "i32"},
         **_planes(format),
     }
     return Variant(
@@ -150,7 +157,7 @@ def _dp4a(format: Format) -> Variant:
             "BLOCK_N": config.block_n,
             "BLOCK_U": config.block_k,
         },
-        aligned=tuple(arguments),
+        aligned=tuple(name for name in arguments if name != "M"),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         weights=config.block_n * config.block_k * unit_weights,

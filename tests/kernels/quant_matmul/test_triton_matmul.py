@@ -23,6 +23,7 @@ GEMV = Config(1, 8, 256, num_warps=2)
 ROUNDING = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 if DEVICE == "cpu":
     ROUNDING = dict.fromkeys(ROUNDING, 2e-6)
+TYPES = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k"]
 pytestmark = [pytest.mark.interpret, pytest.mark.usefixtures("poisoned_memory")]
 
 
@@ -35,7 +36,7 @@ def run(launch, config: Config, x: torch.Tensor, weight: PackedTensor, bias=None
     return launch(x.to(DEVICE), weight.to(DEVICE), bias, config).cpu()
 
 
-@pytest.mark.parametrize("type_name", [name.lower() for name in formats.known()])
+@pytest.mark.parametrize("type_name", TYPES)
 @pytest.mark.parametrize(
     "shape", [(1, 96, 512), (15, 31, 256), (16, 32, 256), (17, 33, 768)], ids=ids
 )
@@ -46,7 +47,7 @@ def test_gemm(type_name, shape, pack, activations, assert_close):
     assert_close(run(triton_gemm.launch, GEMM, x, weight), x, values)
 
 
-@pytest.mark.parametrize("type_name", [name.lower() for name in formats.known()])
+@pytest.mark.parametrize("type_name", TYPES)
 @pytest.mark.parametrize("shape", [(1, 1, 256), (1, 8, 512), (2, 9, 1024), (1, 31, 768)], ids=ids)
 def test_gemv(type_name, shape, pack, activations, assert_close):
     m, n, k = shape
@@ -123,14 +124,15 @@ def test_invariant_bits_do_not_depend_on_the_batch(type_name, dtype, pack, activ
             assert torch.equal(part, whole[start:stop]), (start, stop)
 
 
-def test_the_family_serves_every_number_of_rows(pack, activations, assert_close):
+@pytest.mark.parametrize("numerics", ["fast", "invariant"])
+@pytest.mark.parametrize("m", [1, 4, 5, 33])
+def test_the_family_serves_every_number_of_rows(m, numerics, pack, activations, assert_close):
     weight, values = pack("Q8_0", 24, 64)
+    x = activations(m, 64)
     with use_kernels("quant_matmul=triton"):
-        for m in (1, 2, 3, 17, 65):
-            x = activations(m, 64)
-            for numerics in ("fast", "invariant"):
-                y = quant_matmul(x.to(DEVICE), weight.to(DEVICE), numerics=numerics)
-                assert_close(y, x, values)
+        y = quant_matmul(x.to(DEVICE), weight.to(DEVICE), numerics=numerics)
+    # Few rows are multiplied with 8-bit activations in fast numerics.
+    assert_close(y, x, values, rounding=2e-2 if numerics == "fast" and m <= 4 else 2e-6)
 
 
 @pytest.mark.parametrize("type_name", ["f32", "q8_0", "q6_k"])
