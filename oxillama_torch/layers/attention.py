@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from oxillama_torch.kernels.attention.op import attention
 from oxillama_torch.layers.linear import LinearGroup, QuantLinear
+from oxillama_torch.layers.lora import AdapterBatch
 from oxillama_torch.layers.rope import HeadNorms, RotaryEmbedding
 
 __all__ = ["Attention", "ForwardBatch"]
@@ -31,6 +32,7 @@ class ForwardBatch:
         max_query_len: most tokens any request brings in this step.
         max_seq_len: largest of ``seq_lens``.
         logits_rows: int64 [R], tokens whose logits are wanted.
+        adapters: of the tokens that have any; None: no token has.
     """
 
     input_ids: Tensor
@@ -42,6 +44,7 @@ class ForwardBatch:
     max_query_len: int
     max_seq_len: int
     logits_rows: Tensor
+    adapters: AdapterBatch | None = None
 
 
 class Attention(nn.Module):
@@ -79,7 +82,7 @@ class Attention(nn.Module):
         self.numerics = numerics
 
     def forward(self, x_TD: Tensor, batch: ForwardBatch, kv: tuple[Tensor, Tensor]) -> Tensor:
-        q, k, v = self.qkv(x_TD)
+        q, k, v = self.qkv(x_TD, batch.adapters)
         q = q.unflatten(1, (self.num_heads, -1))
         k = k.unflatten(1, (self.num_kv_heads, -1))
         v = v.unflatten(1, (self.num_kv_heads, -1))
@@ -89,7 +92,7 @@ class Attention(nn.Module):
             scale=self.scale, window=self.window, numerics=self.numerics,
             max_query_len=batch.max_query_len, max_seq_len=batch.max_seq_len,
         )  # fmt: skip
-        return self.output(y.flatten(1))
+        return self.output(y.flatten(1), batch.adapters)
 
     def extra_repr(self) -> str:
         window = "" if self.window is None else f", window {self.window}"

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from oxillama_torch.kernels.embedding.op import embedding
 from oxillama_torch.kernels.formats.base import PackedTensor
 from oxillama_torch.kernels.quant_matmul.op import quant_matmul
+from oxillama_torch.layers.lora import AdapterBatch
 
 __all__ = ["Embedding", "LinearGroup", "QuantLinear"]
 
 
 class QuantLinear(nn.Module):
-    """``y = x W^T + b`` with W packed.
+    """``y = x W^T + b`` with W packed, and what a step's adapters add.
 
     Args:
         weight: packed, shape (N, K).
@@ -50,8 +51,11 @@ class QuantLinear(nn.Module):
     def out_features(self) -> int:
         return self.weight.shape[0]
 
-    def forward(self, x_TK: Tensor) -> Tensor:
-        return quant_matmul(x_TK, self.weight, self.bias, numerics=self.numerics)
+    def forward(self, x_TK: Tensor, adapters: AdapterBatch | None = None) -> Tensor:
+        y_TN = quant_matmul(x_TK, self.weight, self.bias, numerics=self.numerics)
+        if adapters is None:
+            return y_TN
+        return adapters.add(y_TN, x_TK, self.parts, self.bias, self.numerics)
 
     def extra_repr(self) -> str:
         names = ", ".join(self.parts)
@@ -69,13 +73,12 @@ class LinearGroup(nn.Module):
     def __init__(self, linears: list[QuantLinear]) -> None:
         super().__init__()
         self.linears = nn.ModuleList(linears)
-        self._sizes = [list(linear.parts.values()) for linear in linears]
 
-    def forward(self, x_TK: Tensor) -> list[Tensor]:
+    def forward(self, x_TK: Tensor, adapters: AdapterBatch | None = None) -> list[Tensor]:
         """The outputs of all parts, [T, rows] each; they share memory within a product."""
         outputs = []
-        for linear, sizes in zip(self.linears, self._sizes):
-            outputs += linear(x_TK).split(sizes, dim=1)
+        for linear in self.linears:
+            outputs += linear(x_TK, adapters).split(list(linear.parts.values()), dim=1)
         return outputs
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from oxillama_torch.kernels.activation.op import gated
 from oxillama_torch.layers.linear import LinearGroup, QuantLinear
+from oxillama_torch.layers.lora import AdapterBatch
 
 __all__ = ["GatedMLP"]
 
@@ -35,6 +36,7 @@ class GatedMLP(nn.Module):
         self.activation = activation
         self.numerics = numerics
 
-    def forward(self, x_TD: Tensor) -> Tensor:
-        gate_TF, up_TF = self.gate_up(x_TD)
-        return self.down(gated(gate_TF, up_TF, self.activation, numerics=self.numerics))
+    def forward(self, x_TD: Tensor, adapters: AdapterBatch | None = None) -> Tensor:
+        gate_TF, up_TF = self.gate_up(x_TD, adapters)
+        hidden_TF = gated(gate_TF, up_TF, self.activation, numerics=self.numerics)
+        return self.down(hidden_TF, adapters)

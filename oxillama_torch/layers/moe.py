@@ -11,6 +11,7 @@ from oxillama_torch.kernels.activation.op import gated
 from oxillama_torch.kernels.formats.base import PackedTensor
 from oxillama_torch.kernels.quant_matmul.op import quant_matmul_experts
 from oxillama_torch.layers.linear import QuantLinear
+from oxillama_torch.layers.lora import AdapterBatch
 
 __all__ = ["MixtureOfExperts"]
 
@@ -55,8 +56,8 @@ class MixtureOfExperts(nn.Module):
         self.activation = activation
         self.numerics = numerics
 
-    def forward(self, x_TD: Tensor) -> Tensor:
-        expert_ids_TK, weights_TK = self.route(x_TD)
+    def forward(self, x_TD: Tensor, adapters: AdapterBatch | None = None) -> Tensor:
+        expert_ids_TK, weights_TK = self.route(x_TD, adapters)
         ids_R = expert_ids_TK.flatten()  # R = T * K rows
         x_RD = x_TD.repeat_interleave(self.num_chosen, dim=0)
         both = [self._experts(x_RD, weight, ids_R) for weight in self.gate_up]
@@ -65,9 +66,9 @@ class MixtureOfExperts(nn.Module):
         y_TKD = self._experts(hidden_RF, self.down, ids_R).unflatten(0, (-1, self.num_chosen))
         return _sum_in_order(y_TKD.float() * weights_TK[:, :, None]).to(x_TD.dtype)
 
-    def route(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+    def route(self, x_TD: Tensor, adapters: AdapterBatch | None = None) -> tuple[Tensor, Tensor]:
         """Chosen experts, int64 [T, K] ascending, and their weights, float32 [T, K]."""
-        probabilities_TE = self.router(x_TD.float()).softmax(dim=-1)
+        probabilities_TE = self.router(x_TD.float(), adapters).softmax(dim=-1)
         # a stable sort settles ties by index, which topk leaves open
         ranked_TE = probabilities_TE.argsort(dim=-1, descending=True, stable=True)
         expert_ids_TK = ranked_TE[:, : self.num_chosen].sort(dim=-1).values

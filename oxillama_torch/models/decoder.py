@@ -113,7 +113,7 @@ class DecoderLayer(nn.Module):
         x_TD, residual_TD = self.attention_norm(x_TD, residual_TD)
         x_TD = self._scaled(self.attention(x_TD, batch, kv))
         x_TD, residual_TD = self.ffn_norm(x_TD, residual_TD)
-        return self._scaled(self.ffn(x_TD)), residual_TD
+        return self._scaled(self.ffn(x_TD, batch.adapters)), residual_TD
 
     def _scaled(self, x_TD: Tensor) -> Tensor:
         return x_TD if self.residual_scale == 1.0 else x_TD * self.residual_scale

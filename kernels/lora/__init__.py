@@ -1,0 +1,1 @@
+"""Low-rank terms that adapters add to linear layers, grouped by adapter."""

@@ -1,0 +1,1 @@
+"""Adapters: read the peft way, attached to requests, merged into weights, combined."""
