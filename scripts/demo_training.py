@@ -53,8 +53,8 @@ def learning_rate(share: float) -> float:
 
 
 def chat_share(share: float) -> float:
-    """The share of conversations among short rows: code first, more questions towards the end."""
-    return 0.6 + 0.3 * share
+    """The share of conversations among short rows: mostly questions first, then more code."""
+    return 0.7 if share < 0.5 else 0.5
 
 
 def make_model() -> LlamaForCausalLM:
