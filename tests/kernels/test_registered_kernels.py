@@ -30,16 +30,18 @@ def test_every_op_is_found_and_has_a_reference():
 
 def test_list_names_the_backend_and_the_rule():
     assert "reference" in run("list", "--op", "embedding", "--device", "cpu").output
-    listed = run("list", "--op", "quant_matmul", "--device", "cpu", "--kernels",
-                 "quant_matmul.q4_k=triton.gemv")  # fmt: skip
-    lines = [line for line in listed.output.splitlines() if "│ fast " in line and "Q4_K" in line]
+    rule = "quant_matmul.q4_k=triton.gemv"
+    asked = ("--op", "quant_matmul", "--type", "q4_k", "--device", "cpu", "--kernels", rule)
+    lines = [line for line in run("list", *asked).output.splitlines() if "│ fast " in line]
     assert "triton.gemv" in lines[0] and "1-2" in lines[0] and "asked for by rule" in lines[0]
     assert "none" in lines[1] and "serves 1 to 2 rows" in lines[1]
 
 
 @pytest.mark.interpret
 def test_check_passes_on_the_triton_kernels():
-    done = run("check", "--type", "q8_0", "--m", "2", "--device", "cpu", "--n", "24", "--k", "64")
+    shape = ("--m", "2", "--n", "24", "--k", "64")
+    asked = ("--op", "quant_matmul", "--backend", "triton.gemm", "--type", "q8_0")
+    done = run("check", *asked, *shape, "--device", "cpu")
     assert done.exit_code == 0
     assert "triton.gemm" in done.output and "ok" in done.output
 
