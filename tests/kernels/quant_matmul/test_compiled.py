@@ -42,6 +42,7 @@ def chosen(type_name: str = "Q4_K") -> tuple[str, str]:
 
 
 @needs_compiler
+@pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("type_name", TYPES)
 def test_right_and_the_same_bits_in_every_batch(

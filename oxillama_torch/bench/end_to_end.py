@@ -1,0 +1,133 @@
+"""Time the real engine from submitted token ids to token events: prefill, first token, decode."""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from oxillama_torch.config import EngineConfig
+from oxillama_torch.engine.request import GenerationRequest, RequestHandle, TokenEvent
+from oxillama_torch.engine.thread import EngineThread
+from oxillama_torch.llm import LLM
+from oxillama_torch.sampling.params import SamplingParams
+
+__all__ = ["Stopwatch", "measure_engine", "measure_model"]
+
+
+def measure_model(
+    path: str | os.PathLike[str],
+    *,
+    batch_size: int = 1,
+    prompt_tokens: int = 128,
+    new_tokens: int = 32,
+    runs: int = 3,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Load a model, run once to warm up and ``runs`` times to measure.
+
+    Args:
+        batch_size: equal requests at once.
+        prompt_tokens, new_tokens: of each request.
+        progress: called with (runs done, runs in all), the first one being the warm-up.
+        options: fields of EngineConfig.
+
+    Returns: the settings, ``load_s`` and the medians that ``measure_engine`` gives.
+    """
+    # Random prompts share no prefix, but a later run must not meet the pages of an earlier one.
+    config = EngineConfig(
+        **{"model": Path(path), "max_batch_size": batch_size, "prefix_cache": False} | options
+    )
+    started = time.perf_counter()
+    with LLM.from_config(config) as llm:
+        load_s = time.perf_counter() - started
+        timings = []
+        for run in range(runs + 1):
+            timings.append(
+                measure_engine(
+                    llm.engine,
+                    batch_size=batch_size,
+                    prompt_tokens=prompt_tokens,
+                    new_tokens=new_tokens,
+                    seed=run,
+                )
+            )
+            if progress is not None:
+                progress(run + 1, runs + 1)
+        about = llm.describe()
+    row = {
+        "model": Path(path).name,
+        "engine": about,
+        "batch_size": batch_size,
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "runs": runs,
+        "load_s": load_s,
+    }
+    for name in timings[0]:
+        row[name] = statistics.median(timing[name] for timing in timings[1:])
+    return row
+
+
+def measure_engine(
+    engine: EngineThread, *, batch_size: int, prompt_tokens: int, new_tokens: int, seed: int = 0
+) -> dict[str, float]:
+    """One round of equal requests, submitted at once.
+
+    Returns:
+        ``ttft_s``: seconds to the first token, mean over the requests;
+        ``prefill_tok_s``: all prompt tokens / seconds until every request has its first token;
+        ``decode_tok_s``: tokens per second, of all requests together, from then on.
+    """
+    rng = random.Random(seed)
+    watch = Stopwatch(batch_size)
+    params = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True, seed=0)
+    for _ in range(batch_size):
+        ids = tuple(rng.randrange(engine.vocab_size) for _ in range(prompt_tokens))
+        request = GenerationRequest(prompt_token_ids=ids, params=params)
+        watch.watch(engine.submit(request))
+    return watch.wait(prompt_tokens)
+
+
+class Stopwatch:
+    """When the tokens of several requests arrived."""
+
+    def __init__(self, requests: int) -> None:
+        self._started = time.perf_counter()
+        self._times: list[list[float]] = []
+        self._threads: list[threading.Thread] = []
+        self._expected = requests
+
+    def watch(self, handle: RequestHandle) -> None:
+        """Consume a request's events in a thread of its own, which sleeps between them."""
+        times: list[float] = []
+        self._times.append(times)
+
+        def consume() -> None:
+            for event in handle.events():
+                if isinstance(event, TokenEvent):
+                    times.append(time.perf_counter())
+
+        thread = threading.Thread(target=consume, name="bench-stopwatch")
+        self._threads.append(thread)
+        thread.start()
+
+    def wait(self, prompt_tokens: int) -> dict[str, float]:
+        """Wait for all of them and sum up; see ``measure_engine``."""
+        for thread in self._threads:
+            thread.join()
+        assert len(self._times) == self._expected and all(self._times), "a request gave no token"
+        first = [times[0] for times in self._times]
+        decoding, end = max(first), max(times[-1] for times in self._times)
+        later = sum(at > decoding for times in self._times for at in times)
+        return {
+            "ttft_s": statistics.mean(first) - self._started,
+            "prefill_tok_s": prompt_tokens * len(first) / (decoding - self._started),
+            "decode_tok_s": later / (end - decoding) if later else 0.0,
+        }
