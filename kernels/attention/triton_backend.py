@@ -59,16 +59,15 @@ class Tiling:
     num_stages: int
 
 
-def invariant_tiling(group: int, dim: int, dtype: torch.dtype) -> Tiling:
-    """Fixed by the model alone: heads per KV head, the larger head dim, dtype of the dots.
+def invariant_tiling(group: int, dtype: torch.dtype) -> Tiling:
+    """Fixed by the model alone: heads per KV head and dtype of the dots.
 
     A segment's sums stand beside the sums so far, so tiles are smaller than the fast ones; and
     rows are few, as decoding fills only those of one token.
     """
     if dtype == torch.float32:
         return _float32_tiling(group, segmented=True)
-    block_m = max(32, triton.next_power_of_2(group))
-    return Tiling(block_m, 64 if dim <= 128 else 32, 512, True, 8, 2)
+    return Tiling(max(32, triton.next_power_of_2(group)), 32, 512, True, 8, 2)
 
 
 def fast_tiling(
@@ -203,7 +202,8 @@ def invariant(
     q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, *batch: torch.Tensor, **kwargs
 ) -> torch.Tensor:
     """Fixed tiles and segments."""
-    tiling = invariant_tiling(*_model(q, k_pages, v_pages))
+    group, _, dtype = _model(q, k_pages, v_pages)
+    tiling = invariant_tiling(group, dtype)
     return launch(q, k_pages, v_pages, *batch, tiling, **kwargs)
 
 

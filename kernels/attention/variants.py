@@ -45,7 +45,7 @@ def variants() -> list[Variant]:
 
 def _of_model(name: str, group: int, dim: int, dtype: torch.dtype, **flags: bool) -> list[Variant]:
     model = (group, dim, dtype)
-    invariant = invariant_tiling(*model)
+    invariant = invariant_tiling(group, dtype)
     decoding, short, long, large = (
         fast_tiling(*model, length, large)
         for length, large in ((1, False), (64 // group, False), (512, False), (512, True))

@@ -131,7 +131,7 @@ def test_heads_that_do_not_fit_are_refused(make_request, part, run):
 @pytest.mark.parametrize("dim", [64, 128, 256])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tilings_hold_a_group_and_whole_segments(group, dim, dtype):
-    tilings = [invariant_tiling(group, dim, dtype)]
+    tilings = [invariant_tiling(group, dtype)]
     for large in (False, True):
         tilings += [fast_tiling(group, dim, dtype, length, large) for length in (1, 8, 500)]
     for tiling in tilings:
@@ -144,7 +144,7 @@ def test_tilings_hold_a_group_and_whole_segments(group, dim, dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_invariant_bits_on_a_gpu(heads, dims, dtype, make_request, part, run):
     request, other = make_request(1500, heads, dims, dtype), make_request(700, heads, dims, dtype)
-    tiling = invariant_tiling(heads[0] // heads[1], max(dims), dtype)
+    tiling = invariant_tiling(heads[0] // heads[1], dtype)
     (whole,) = run(functools.partial(launch, tiling=tiling, split=False), [part(request, 0, 1500)])
     for split in (False, True):
         way = functools.partial(launch, tiling=tiling, split=split)
