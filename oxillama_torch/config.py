@@ -44,6 +44,8 @@ class EngineConfig:
         kv_memory_bytes: memory for KV pages; None: chosen from what is free.
         prefix_cache: keep and reuse KV pages of finished requests.
         inbox_size: requests that may wait to be admitted; beyond it CapacityError.
+        adapter_memory_bytes: for adapters on the device; beyond it those used longest ago are read
+            again when a request names them. None: no limit.
         threads: torch threads on CPU; None: torch's own choice.
     """
 
@@ -61,6 +63,7 @@ class EngineConfig:
     kv_memory_bytes: int | None = None
     prefix_cache: bool = True
     inbox_size: int = 256
+    adapter_memory_bytes: int | None = None
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -95,6 +98,10 @@ class ServerConfig:
         request_timeout_s: deadline of a request; None: none.
         header_timeout_s, body_timeout_s: a request's head, then its body, must have come by then.
         send_timeout_s: a client that reads nothing for so long loses its connection.
+        loras: adapters loaded at start, ``name=path`` each.
+        adapter_root: folder that adapters may be loaded from over HTTP; None: not over HTTP.
+        admin_token: bearer token of ``/admin/*``; None: clients on this machine need none, others
+            are refused.
     """
 
     host: str = "127.0.0.1"
@@ -109,12 +116,19 @@ class ServerConfig:
     header_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
     send_timeout_s: float = 20.0
+    loras: tuple[str, ...] = ()
+    adapter_root: Path | None = None
+    admin_token: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise UnsupportedError(f"port must be between 0 and 65535, got {self.port}")
         if self.max_streams < 1 or self.max_body_bytes < 1:
             raise UnsupportedError("max_streams and max_body_bytes must be at least 1")
+        for spec in self.loras:
+            name, _, path = spec.partition("=")
+            if not name or not path:
+                raise UnsupportedError(f"adapter {spec!r}", ("name=path",))
 
 
 def from_environment(config: EngineConfig | ServerConfig) -> EngineConfig | ServerConfig:

@@ -7,6 +7,7 @@ from flask import Flask
 from oxillama_torch.config import EngineConfig, ServerConfig, from_environment
 from oxillama_torch.llm import LLM
 from oxillama_torch.server import errors, http
+from oxillama_torch.server.admin import loras
 from oxillama_torch.server.lifecycle import Lifecycle
 from oxillama_torch.server.native import routes as native
 from oxillama_torch.server.openai import chat, completions, models
@@ -29,6 +30,9 @@ def create_app(config: ServerConfig | None = None, engine: LLM | Service | None 
     if engine is None:
         engine = LLM.from_config(from_environment(EngineConfig()))
     service = engine if isinstance(engine, Service) else Service.from_llm(engine, config)
+    for spec in service.config.loras:
+        name, _, path = spec.partition("=")
+        service.engine.adapters.load(name, path, pinned=True)
     app = Flask(__name__, static_folder=None)
     app.json.sort_keys = False
     app.extensions["service"] = service
@@ -39,7 +43,7 @@ def create_app(config: ServerConfig | None = None, engine: LLM | Service | None 
     )
     http.install(app, service.config)
     errors.install(app)
-    for module in (chat, completions, models, native):
+    for module in (chat, completions, models, native, loras):
         app.register_blueprint(module.blueprint(service))
     return app
 

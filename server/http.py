@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import re
 import time
 import uuid
@@ -57,6 +58,7 @@ def install(app: Flask, config: ServerConfig) -> None:
     app.config["MAX_CONTENT_LENGTH"] = config.max_body_bytes
     # Digests: compared in constant time, and of one length whatever the key's.
     keys = [sha256(key.encode()).digest() for key in config.api_keys]
+    admin = [sha256(config.admin_token.encode()).digest()] if config.admin_token else []
 
     @app.before_request
     def begin() -> None:
@@ -65,7 +67,9 @@ def install(app: Flask, config: ServerConfig) -> None:
         g.request_id = given if _VALID_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         if app.extensions["lifecycle"].draining and request.path not in PUBLIC_PATHS:
             raise EngineError("the server is shutting down")
-        if keys and request.path not in PUBLIC_PATHS:
+        if request.path.startswith("/admin/"):
+            _authenticate_admin(admin)
+        elif keys and request.path not in PUBLIC_PATHS:
             _authenticate(keys)
 
     @app.after_request
@@ -75,6 +79,19 @@ def install(app: Flask, config: ServerConfig) -> None:
         response.headers["openai-processing-ms"] = str(round(elapsed_ms))
         response.headers["openai-version"] = "2020-10-01"
         return response
+
+
+def _authenticate_admin(keys: list[bytes]) -> None:
+    """The admin token; where none is set, a peer on this machine. Forwarded headers say nothing."""
+    if keys:
+        _authenticate(keys)
+    elif not ipaddress.ip_address(request.remote_addr or "0.0.0.0").is_loopback:
+        raise RequestError(
+            "Administration from other machines needs an admin token.",
+            status=403,
+            code="forbidden",
+            type="permission_error",
+        )
 
 
 def _authenticate(keys: list[bytes]) -> None:

@@ -83,6 +83,7 @@ class Generation:
         prompts: token ids; ``params.n`` choices each, choice index = prompt * n + k.
         params: sampling parameters; each choice draws with a seed of its own made of ``seed``.
         deadline: ``time.monotonic()`` after which choices end, or None.
+        adapters: (name, scale) pairs that every choice is generated with.
     """
 
     def __init__(
@@ -91,8 +92,10 @@ class Generation:
         prompts: Sequence[Sequence[int]],
         params: SamplingParams,
         deadline: float | None = None,
+        adapters: tuple[tuple[str, float], ...] = (),
     ) -> None:
         self._service = service
+        self._adapters = adapters
         self._queue: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
         self._listener: Callable[[], None] | None = None
         self._end_with: Exception | None = None
@@ -112,7 +115,9 @@ class Generation:
         self, prompt: tuple[int, ...], params: SamplingParams, deadline: float | None
     ) -> None:
         index = len(self.choices)
-        request = GenerationRequest(prompt_token_ids=prompt, params=params, deadline=deadline)
+        request = GenerationRequest(
+            prompt_token_ids=prompt, params=params, deadline=deadline, adapters=self._adapters
+        )
         handle = self._service.engine.submit(
             request, sink=lambda _, event: self._receive(index, event)
         )

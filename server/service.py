@@ -10,6 +10,7 @@ from oxillama_torch.config import ServerConfig
 from oxillama_torch.engine.request import GenerationRequest, RequestHandle
 from oxillama_torch.errors import RequestError
 from oxillama_torch.llm import LLM
+from oxillama_torch.lora.registry import AdapterRegistry
 from oxillama_torch.tokenizer.chat_template import ChatTemplate
 from oxillama_torch.tokenizer.tokenizer import Tokenizer
 
@@ -20,6 +21,7 @@ class EnginePort(Protocol):
     """The engine as the server sees it (``engine.thread.EngineThread``, or a fake in tests)."""
 
     alive: bool
+    adapters: AdapterRegistry
     max_context: int
 
     def submit(self, request: GenerationRequest, sink=None) -> RequestHandle: ...
@@ -61,15 +63,22 @@ class Service:
             owner=llm,
         )
 
-    def require_model(self, name: str) -> None:
-        """Refuse requests for another model than the one that is served."""
-        if name != self.model_id:
+    def require_model(self, name: str) -> tuple[tuple[str, float], ...]:
+        """The adapters that a model's name stands for: none for the model itself.
+
+        Raises:
+            RequestError: neither the model nor a loaded adapter is called so.
+        """
+        if name == self.model_id:
+            return ()
+        if name not in self.engine.adapters.names():
             raise RequestError(
                 f"The model {name!r} does not exist; this server has {self.model_id!r}.",
                 status=404,
                 code="model_not_found",
                 param="model",
             )
+        return ((name, 1.0),)
 
     def close(self) -> None:
         """Stop the engine thread and the template worker."""

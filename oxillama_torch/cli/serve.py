@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -45,6 +46,13 @@ def serve(
     api_key: Annotated[
         list[str] | None, typer.Option(help="Accept this bearer key; may be repeated.")
     ] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(help="Load an adapter, NAME=PATH; may be repeated.")
+    ] = None,
+    adapter_root: Annotated[
+        Path | None, typer.Option(help="Let /admin/loras load adapters from this folder.")
+    ] = None,
+    admin_token: Annotated[str | None, typer.Option(help="Bearer token of /admin.")] = None,
 ) -> None:
     """Serve an OpenAI-compatible API."""
     engine = engine_config(
@@ -64,6 +72,9 @@ def serve(
         "model_alias": alias,
         "max_streams": max_streams,
         "api_keys": tuple(api_key) if api_key else None,
+        "loras": tuple(lora) if lora else None,
+        "adapter_root": adapter_root,
+        "admin_token": admin_token,
     }
     base = from_environment(ServerConfig())
     fields = {name: getattr(base, name) for name in ServerConfig.__dataclass_fields__}

@@ -28,10 +28,11 @@ def blueprint(service: Service) -> Blueprint:
     def create() -> Response:
         body = ChatBody.model_validate(json_body())
         ignored = body.ignored_fields()
-        service.require_model(body.model)
+        adapters = service.require_model(body.model) + body.adapters()
         include_usage = body.include_usage()
         params = body.sampling_params(service.tokenizer.vocab_size)
-        generation = Generation(service, [_prompt(body, service)], params, deadline_of(service))
+        prompts = [_prompt(body, service)]
+        generation = Generation(service, prompts, params, deadline_of(service), adapters)
         form = ChatForm(service, params.n, params.logprobs is not None, include_usage)
         return answer(generation, form, stream=body.stream, ignored=ignored)
 

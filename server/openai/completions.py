@@ -28,11 +28,11 @@ def blueprint(service: Service) -> Blueprint:
     def create() -> Response:
         body = CompletionBody.model_validate(json_body())
         ignored = body.ignored_fields()
-        service.require_model(body.model)
+        adapters = service.require_model(body.model) + body.adapters()
         body.include_usage()
         prompts = body.prompts(service.tokenizer)
         params = body.sampling_params(service.tokenizer.vocab_size)
-        generation = Generation(service, prompts, params, deadline_of(service))
+        generation = Generation(service, prompts, params, deadline_of(service), adapters)
         form = CompletionForm(service, body, prompts, params.n)
         return answer(generation, form, stream=body.stream, ignored=ignored)
 

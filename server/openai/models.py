@@ -12,20 +12,25 @@ __all__ = ["blueprint"]
 def blueprint(service: Service) -> Blueprint:
     """Routes of the model list. Ids may contain slashes."""
     routes = Blueprint("models", __name__)
-    model = {
-        "id": service.model_id,
-        "object": "model",
-        "created": service.created,
-        "owned_by": "oxillama-torch",
-    }
+
+    def describe(name: str) -> dict:
+        """The model, or an adapter, which names its parent as vLLM does."""
+        model = {
+            "id": name,
+            "object": "model",
+            "created": service.created,
+            "owned_by": "oxillama-torch",
+        }
+        return model if name == service.model_id else {**model, "parent": service.model_id}
 
     @routes.get("/v1/models")
     def list_models() -> Response:
-        return jsonify({"object": "list", "data": [model]})
+        names = [service.model_id, *service.engine.adapters.names()]
+        return jsonify({"object": "list", "data": [describe(n) for n in names]})
 
     @routes.get("/v1/models/<path:model_id>")
     def get_model(model_id: str) -> Response:
         service.require_model(model_id)
-        return jsonify(model)
+        return jsonify(describe(model_id))
 
     return routes

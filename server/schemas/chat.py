@@ -65,7 +65,6 @@ class ChatBody(GenerationBody):
         "function_call": ("none",),
         "grammar": (),
         "json_schema": (),
-        "lora": ([],),
         "modalities": (["text"],),
         "prediction": (),
         "response_format": ({"type": "text"},),

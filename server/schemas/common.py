@@ -19,6 +19,13 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
 
+class LoraChoice(StrictModel):
+    """An adapter of one request, as OxiLLaMa has it."""
+
+    name: str
+    scale: Finite = 1.0
+
+
 class StreamOptions(StrictModel):
     include_usage: bool = False
 
@@ -50,6 +57,7 @@ class GenerationBody(StrictModel):
     stop_token_ids: list[int] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     ignore_eos: bool = False
+    lora: str | list[LoraChoice] | None = None
 
     def ignored_fields(self) -> list[str]:
         """Names of fields that nothing reads; refuses those that would change the answer."""
@@ -101,6 +109,12 @@ class GenerationBody(StrictModel):
             # OpenAI's -100 means "never": make it exact.
             biases[int(key)] = float("-inf") if value <= -100 else value
         return biases
+
+    def adapters(self) -> tuple[tuple[str, float], ...]:
+        """(name, scale) of the adapters that ``lora`` names."""
+        if isinstance(self.lora, str):
+            return ((self.lora, 1.0),)
+        return tuple((choice.name, choice.scale) for choice in self.lora or ())
 
     def include_usage(self) -> bool:
         """Whether a stream ends with a usage chunk."""

@@ -21,7 +21,6 @@ class CompletionBody(GenerationBody):
         "best_of": (1,),
         "grammar": (),
         "json_schema": (),
-        "lora": ([],),
         "response_format": ({"type": "text"},),
         "suffix": ("",),
     }

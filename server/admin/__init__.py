@@ -1,0 +1,1 @@
+"""Administration: routes under /admin, with a token of their own."""

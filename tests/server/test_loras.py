@@ -1,0 +1,189 @@
+"""Adapters over HTTP. Oracle: the library with the same adapter; peft's own file format.
+
+The adapters are random peft folders for the demo model, written by hand.
+"""
+
+import json
+import threading
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from oxillama_torch.sampling.params import SamplingParams
+
+RANK = 4
+PROMPT = "import os\n\ndef join("
+
+
+def write_adapter(folder, llm, seed):
+    """A random adapter on every attention and feed-forward projection of the demo model."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    sizes = {
+        "self_attn.q_proj": (256, 256), "self_attn.v_proj": (256, 128),
+        "mlp.gate_proj": (256, 768), "mlp.down_proj": (768, 256),
+    }  # fmt: skip
+    for layer in range(2):
+        for module, (inputs, outputs) in sizes.items():
+            stem = f"base_model.model.model.layers.{layer}.{module}"
+            a = torch.randn(RANK, inputs, generator=generator) / inputs**0.5
+            tensors[f"{stem}.lora_A.weight"] = a
+            tensors[f"{stem}.lora_B.weight"] = torch.randn(outputs, RANK, generator=generator) / 2
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": 8,
+        "target_modules": [name.rsplit(".", 1)[1] for name in sizes],
+        "base_model_name_or_path": "demo",
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path, llm):
+    root = tmp_path / "adapters"
+    for seed, name in enumerate(("red", "blue")):
+        write_adapter(root / name, llm, seed)
+    yield root
+    for name in llm.adapters:
+        llm.unload_adapter(name)
+
+
+@pytest.fixture
+def app(make_app, root):
+    return make_app(adapter_root=root, loras=(f"red={root / 'red'}", f"blue={root / 'blue'}"))
+
+
+@pytest.fixture
+def client(app):
+    return app.test_client()
+
+
+def _text(client, model, **fields):
+    body = {"model": model, "prompt": PROMPT, "temperature": 0, "max_tokens": 12, **fields}
+    response = client.post("/v1/completions", json=body)
+    assert response.status_code == 200, response.get_json()
+    return response.get_json()["choices"][0]["text"]
+
+
+def test_adapters_are_models_with_a_parent(client, model_id):
+    models = {m["id"]: m for m in client.get("/v1/models").get_json()["data"]}
+    assert set(models) == {model_id, "red", "blue"}
+    assert models["red"]["parent"] == model_id
+    assert client.get("/v1/models/blue").get_json()["id"] == "blue"
+
+
+def test_every_way_of_naming_one_is_the_librarys(client, model_id, llm):
+    params = SamplingParams(temperature=0, max_tokens=12)
+    expected = llm.generate(PROMPT, params, adapters=[("red", 1.0)])[0].text
+    assert _text(client, "red") == expected
+    assert _text(client, model_id, lora="red") == expected
+    assert _text(client, model_id, lora=[{"name": "red"}]) == expected
+    assert _text(client, model_id) == llm.generate(PROMPT, params)[0].text != expected
+
+
+def test_two_adapters_with_scales(client, model_id, llm):
+    params = SamplingParams(temperature=0, max_tokens=12)
+    pair = [{"name": "red", "scale": 0.7}, {"name": "blue", "scale": -0.4}]
+    expected = llm.generate(PROMPT, params, adapters=[("red", 0.7), ("blue", -0.4)])[0].text
+    assert _text(client, model_id, lora=pair) == expected
+    assert _text(client, "red", lora=[{"name": "blue", "scale": 0.0}]) == _text(client, "red")
+
+
+@pytest.mark.parametrize(
+    ("lora", "status"),
+    [("green", 404), ([{"name": "red", "scale": "1"}], 400), ([{"scale": 1}], 400), (5, 400)],
+    ids=["unknown", "string-scale", "no-name", "number"],
+)
+def test_bad_adapters_are_refused(client, model_id, lora, status):
+    body = {"model": model_id, "prompt": PROMPT, "lora": lora}
+    response = client.post("/v1/completions", json=body)
+    assert response.status_code == status
+    if status == 404:
+        assert "blue" in response.get_json()["error"]["message"]
+
+
+def test_load_replace_and_drop(client, root, llm):
+    write_adapter(root / "other", llm, 9)
+    before = _text(client, "red")
+    loaded = client.post("/admin/loras", json={"name": "red", "path": "other"})
+    assert loaded.status_code == 201
+    assert loaded.get_json()["ranks"] == [RANK]
+    assert _text(client, "red") != before
+    names = [item["name"] for item in client.get("/admin/loras").get_json()["data"]]
+    assert names == ["blue", "red"]
+    assert client.delete("/admin/loras/red").get_json()["deleted"]
+    assert client.delete("/admin/loras/red").status_code == 404
+    body = {"model": "red", "prompt": PROMPT}
+    assert client.post("/v1/completions", json=body).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("../outside", 403), ("/etc", 403), ("link", 403), ("absent", 400), ("", 400)],
+)
+def test_paths_stay_inside_the_root(client, root, llm, path, status):
+    write_adapter(root.parent / "outside", llm, 3)
+    (root / "link").symlink_to(root.parent / "outside")
+    response = client.post("/admin/loras", json={"name": "x", "path": path})
+    assert response.status_code == status, response.get_json()
+    assert set(response.get_json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_without_a_root_nothing_is_loaded_over_http(make_app, root):
+    client = make_app().test_client()
+    response = client.post("/admin/loras", json={"name": "x", "path": str(root / "red")})
+    assert response.status_code == 403
+
+
+def test_administration_has_its_own_token(make_app):
+    open_client = make_app(api_keys=("user",)).test_client()
+    assert open_client.get("/admin/loras").status_code == 200
+    forwarded = {"X-Forwarded-For": "127.0.0.1", "Forwarded": "for=127.0.0.1"}
+    remote = {"REMOTE_ADDR": "192.0.2.1"}
+    answer = open_client.get("/admin/loras", headers=forwarded, environ_overrides=remote)
+    assert answer.status_code == 403
+    client = make_app(api_keys=("user",), admin_token="root").test_client()
+    for token, status in (("user", 401), ("", 401), ("root", 200)):
+        headers = {"Authorization": f"Bearer {token}"}
+        found = client.get("/admin/loras", headers=headers, environ_overrides=remote)
+        assert found.status_code == status
+    headers = {"Authorization": "Bearer root"}
+    assert client.get("/v1/models", headers=headers).status_code == 401
+
+
+def test_streams_under_hot_swaps_lose_no_token(app, model_id, root, llm):
+    """Streams with two adapters run on while others are loaded and dropped beside them."""
+    write_adapter(root / "swap", llm, 5)
+    pair = [{"name": "red", "scale": 0.5}, {"name": "blue", "scale": 0.5}]
+    body = {
+        "model": model_id, "prompt": PROMPT, "temperature": 0, "max_tokens": 40,
+        "ignore_eos": True, "lora": pair, "stream": True, "stream_options": {"include_usage": True},
+    }  # fmt: skip
+    expected = _text(app.test_client(), model_id, max_tokens=40, ignore_eos=True, lora=pair)
+    stop, results = threading.Event(), []
+
+    def stream():
+        data = app.test_client().post("/v1/completions", json=body).get_data(as_text=True)
+        events = [json.loads(f[6:]) for f in data.split("\n\n") if f.startswith("data: {")]
+        text = "".join(c["text"] for e in events for c in e["choices"])
+        results.append((text, events[-1]["usage"]["completion_tokens"]))
+
+    def swap():
+        client = app.test_client()
+        while not stop.is_set():
+            load = {"name": "swap", "path": "swap"}
+            assert client.post("/admin/loras", json=load).status_code == 201
+            assert client.delete("/admin/loras/swap").status_code == 200
+
+    swapper = threading.Thread(target=swap)
+    streams = [threading.Thread(target=stream) for _ in range(6)]
+    for thread in (swapper, *streams):
+        thread.start()
+    for thread in streams:
+        thread.join()
+    stop.set()
+    swapper.join()
+    assert results == [(expected, 40)] * 6
