@@ -9,6 +9,7 @@ N texts, T tokens, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,10 +23,13 @@ import torch
 from oxillama_torch.completion import Collector, Completion, Piece, Score
 from oxillama_torch.config import EngineConfig
 from oxillama_torch.engine.loading import load_engine, resolve
+from oxillama_torch.engine.merging import AdapterMerging
 from oxillama_torch.engine.request import Capture, GenerationRequest, PromptEvent
 from oxillama_torch.engine.thread import EngineThread
 from oxillama_torch.errors import RequestError, UnsupportedError
 from oxillama_torch.gguf.reader import read_gguf
+from oxillama_torch.lora.combine import combine
+from oxillama_torch.lora.merge import MergeReport
 from oxillama_torch.sampling.params import SamplingParams
 from oxillama_torch.sampling.philox import child_seed, random_seed
 from oxillama_torch.tokenizer.chat_template import ChatTemplate
@@ -43,6 +47,8 @@ _POOLINGS = {
 }
 
 Prompt = str | Sequence[int]
+#: An adapter's name, or names with scales.
+Adapters = str | Sequence[tuple[str, float]] | None
 Message = Mapping[str, Any]
 
 
@@ -119,6 +125,8 @@ class LLM:
         self.fingerprint = engine.fingerprint
         self.engine = EngineThread(engine, inbox_size=config.inbox_size)
         self.engine.start()
+        self._merging = AdapterMerging(self.engine)
+        self._adapters_off = False
         # Also runs when the interpreter ends: a thread inside torch must not outlive it.
         self._finalizer = weakref.finalize(self, _close, self.engine, self.chat_template)
 
@@ -141,13 +149,18 @@ class LLM:
         )
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        adapters: Adapters = None,
     ) -> list[Completion]:
         """Continue prompts, all of them in one batch as far as there is room.
 
         Args:
             prompts: one prompt or several.
             params: for all of them; ``n`` completions each, one after the other in the result.
+            adapters: a loaded adapter, or several with scales: ``[("sql", 1.0), ("terse", 0.5)]``.
 
         Raises:
             RequestError: a prompt cannot be served.
@@ -155,7 +168,9 @@ class LLM:
         """
         params = params or SamplingParams()
         requests = [
-            request for prompt in self._prompts(prompts) for request in _requests(prompt, params)
+            request
+            for prompt in self._prompts(prompts)
+            for request in _requests(prompt, params, self._pairs(adapters))
         ]
         return self._collector().completions(requests)
 
@@ -165,13 +180,14 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        adapters: Adapters = None,
         **template_variables: Any,
     ) -> Completion | list[Completion]:
         """Answer a conversation, or several.
 
         Args:
             messages: ``{"role": ..., "content": ...}`` mappings, or a list of such lists.
-            params: as for ``generate``.
+            params, adapters: as for ``generate``.
             tools: tool definitions for the template.
             template_variables: further variables for the template.
 
@@ -183,9 +199,8 @@ class LLM:
         """
         several = not messages or not isinstance(messages[0], Mapping)
         conversations = messages if several else [messages]
-        done = self.generate(
-            [self.chat_ids(m, tools=tools, **template_variables) for m in conversations], params
-        )
+        prompts = [self.chat_ids(m, tools=tools, **template_variables) for m in conversations]
+        done = self.generate(prompts, params, adapters=adapters)
         return done if several or len(done) != 1 else done[0]
 
     def chat_ids(
@@ -200,25 +215,27 @@ class LLM:
             raise UnsupportedError("chat with a model whose file has no chat template")
         return self.chat_template.render_ids(messages, tools=tools, **template_variables)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Piece]:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, adapters: Adapters = None
+    ) -> Iterator[Piece]:
         """Continue one prompt piece by piece; closing the iterator ends the request.
 
         Args:
             prompt: text or token ids.
-            params: as for ``generate``, with ``n=1``.
+            params, adapters: as for ``generate``, with ``n=1``.
         """
         params = params or SamplingParams()
         if params.n != 1:
             raise RequestError("a stream has one completion", param="n")
-        [request] = _requests(self._ids(prompt), params)
+        [request] = _requests(self._ids(prompt), params, self._pairs(adapters))
         return self._collector().pieces(request)
 
-    def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
+    def logits(self, token_ids: Sequence[int], *, adapters: Adapters = None) -> torch.Tensor:
         """Logits after each token.
 
         Returns: float32 [T, V] on the CPU.
         """
-        [event] = self._captured([self._ids(token_ids)], "logits")
+        [event] = self._captured([self._ids(token_ids)], "logits", adapters)
         return torch.from_numpy(event.captured)
 
     def score(self, text: Prompt) -> Score:
@@ -260,25 +277,80 @@ class LLM:
         """Token ids to text, as ``Tokenizer.decode``."""
         return self.tokenizer.decode(token_ids, skip_special=skip_special)
 
+    @property
+    def adapters(self) -> list[str]:
+        """Names of the loaded adapters."""
+        return self.engine.adapters.names()
+
     def load_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
-        """LoRA is not built yet: raises UnsupportedError."""
-        raise UnsupportedError(f"loading adapter {name!r}: LoRA is not built yet")
+        """Load a peft folder or an adapter GGUF; a loaded one of that name is replaced.
 
-    def merge_adapter(self, name: str, scale: float = 1.0) -> None:
-        """LoRA is not built yet: raises UnsupportedError."""
-        raise UnsupportedError(f"merging adapter {name!r}: LoRA is not built yet")
+        Requests that name it are served beside all others; see ``AdapterRegistry.load``.
+        """
+        self.engine.adapters.load(name, path)
 
-    def unmerge_adapter(self, name: str, scale: float = 1.0) -> None:
-        """LoRA is not built yet: raises UnsupportedError."""
-        raise UnsupportedError(f"unmerging adapter {name!r}: LoRA is not built yet")
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; requests that use it are served to their end."""
+        if name in self._merging.merged:
+            raise RequestError(f"adapter {name!r} is merged: unmerge it first", param="name")
+        self.engine.adapters.drop(name)
+
+    def add_weighted_adapter(
+        self,
+        names: Sequence[str],
+        weights: Sequence[float],
+        new_name: str,
+        combination_type: str = "svd",
+        **options: Any,
+    ) -> None:
+        """Make a new adapter out of loaded ones, as peft does; options as ``lora.combine``."""
+        registry = self.engine.adapters
+        parts = [registry.get(name).adapter for name in names]
+        options["combination_type"] = combination_type
+        registry.add(combine(new_name, parts, weights, registry.targets, **options))
+
+    def merge_adapter(
+        self, name: str, scale: float = 1.0, *, merge_dtype: str = "f16"
+    ) -> MergeReport:
+        """Add an adapter to the weights: it then costs nothing, and every request has it.
+
+        Returns: what keeping the sums as ``f16``, ``f32`` or ``q8_0`` costs in accuracy.
+        """
+        return self._merging.merge(name, scale, merge_dtype)
+
+    def unmerge_adapter(self, name: str) -> None:
+        """Take a merged adapter out again: the weights have their old bytes back."""
+        self._merging.unmerge(name)
+
+    @contextlib.contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """For the duration of a block, the model is the bare one, merged adapters included."""
+        with self._merging.disabled():
+            self._adapters_off = True
+            try:
+                yield
+            finally:
+                self._adapters_off = False
 
     def _collector(self) -> Collector:
         return Collector(self.engine, self.tokenizer)
 
-    def _captured(self, prompts: Sequence[Sequence[int]], what: Capture) -> list[PromptEvent]:
+    def _pairs(self, adapters: Adapters) -> tuple[tuple[str, float], ...]:
+        if adapters is None or self._adapters_off:
+            return ()
+        return ((adapters, 1.0),) if isinstance(adapters, str) else tuple(map(tuple, adapters))
+
+    def _captured(
+        self, prompts: Sequence[Sequence[int]], what: Capture, adapters: Adapters = None
+    ) -> list[PromptEvent]:
         return self._collector().prompts(
             [
-                GenerationRequest(prompt_token_ids=tuple(ids), params=_NO_TOKENS, capture=what)
+                GenerationRequest(
+                    prompt_token_ids=tuple(ids),
+                    params=_NO_TOKENS,
+                    capture=what,
+                    adapters=self._pairs(adapters),
+                )
                 for ids in prompts
             ]
         )
@@ -292,12 +364,16 @@ class LLM:
         return [self._ids(prompt) for prompt in ([prompts] if single else prompts)]
 
 
-def _requests(ids: Sequence[int], params: SamplingParams) -> list[GenerationRequest]:
+def _requests(
+    ids: Sequence[int], params: SamplingParams, adapters: tuple[tuple[str, float], ...]
+) -> list[GenerationRequest]:
     """``n`` requests for one prompt, each with a seed of its own."""
     seed = random_seed() if params.seed is None else params.seed
     return [
         GenerationRequest(
-            prompt_token_ids=tuple(ids), params=replace(params, n=1, seed=child_seed(seed, index))
+            prompt_token_ids=tuple(ids),
+            params=replace(params, n=1, seed=child_seed(seed, index)),
+            adapters=adapters,
         )
         for index in range(params.n)
     ]

@@ -227,13 +227,6 @@ def test_tokenize_and_back(llm):
 
 
 def test_what_is_not_built_says_so(llm):
-    for call in (
-        lambda: llm.load_adapter("a", "path"),
-        lambda: llm.merge_adapter("a"),
-        lambda: llm.unmerge_adapter("a", 0.5),
-    ):
-        with pytest.raises(UnsupportedError, match="LoRA is not built yet"):
-            call()
     with pytest.raises(UnsupportedError, match="pooling 'sum'"):
         llm.embed("a", pooling="sum")
     with pytest.raises(RequestError, match="one completion"):

@@ -6,13 +6,17 @@ whose outputs are wanted.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
 
 from oxillama_torch.engine.state import ScheduledBatch, ScheduledItem
 from oxillama_torch.layers.attention import ForwardBatch
+from oxillama_torch.layers.lora import AdapterBatch
+from oxillama_torch.lora.attach import adapter_batch
 
 __all__ = ["BatchBuilder", "StepInputs"]
 
@@ -43,12 +47,19 @@ class BatchBuilder:
         max_pages: most pages of one request.
         page_size: S.
         device: where the model runs.
+        layers: numbers of the layers that adapters may change, see AdapterBatch.
     """
 
     def __init__(
-        self, *, slots: int, max_pages: int, page_size: int, device: torch.device | str
+        self,
+        *,
+        slots: int,
+        max_pages: int,
+        page_size: int,
+        device: torch.device | str,
+        layers: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        self._page_size, self._device = page_size, device
+        self._page_size, self._device, self._layers = page_size, torch.device(device), layers
         self._table = np.zeros((slots, max_pages), np.int32)
 
     def build(self, batch: ScheduledBatch) -> StepInputs:
@@ -80,6 +91,7 @@ class BatchBuilder:
             max_query_len=int(counts.max()),
             max_seq_len=max_seq_len,
             logits_rows=self._tensor(_output_rows(items, ends), np.int64),
+            adapters=self._adapters(items),
         )
         return StepInputs(forward, sampling, scoring)
 
@@ -89,6 +101,12 @@ class BatchBuilder:
         if held.synced < len(held.pages):
             self._table[item.state.slot, held.synced : len(held.pages)] = held.pages[held.synced :]
             held.synced = len(held.pages)
+
+    def _adapters(self, items: tuple[ScheduledItem, ...]) -> AdapterBatch | None:
+        if not any(item.state.adapters for item in items):
+            return None
+        uses = [[(loaded.table, scale) for loaded, scale in i.state.adapters] for i in items]
+        return adapter_batch(self._layers, uses, [item.count for item in items], self._device)
 
     def _tensor(self, values: np.ndarray | list[int], dtype: type) -> torch.Tensor:
         array = np.ascontiguousarray(values, dtype)

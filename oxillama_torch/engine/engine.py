@@ -37,6 +37,7 @@ from oxillama_torch.errors import EngineError
 from oxillama_torch.kernels import registry
 from oxillama_torch.kvcache.holdings import PageManager
 from oxillama_torch.kvcache.pool import KVPool, page_bytes, plan_pages
+from oxillama_torch.lora.registry import AdapterRegistry, LoadedAdapter
 from oxillama_torch.sampling.row import SamplingRow
 
 __all__ = ["DEFAULT_BATCH_SIZE", "Delivery", "Engine", "on_device"]
@@ -63,10 +64,11 @@ class Engine:
         eos_ids: the model's end-of-generation tokens.
         banned_ids: tokens that are never chosen.
         fingerprint: identifies everything that shapes an output, see ``loading.fingerprint``.
+        adapters: those that requests may name; None: none ever.
         clock: monotonic seconds.
 
     Attributes:
-        model: as given.
+        model, adapters: as given.
         max_context: most tokens of one request.
         vocab_size: ids are below it.
     """
@@ -79,10 +81,11 @@ class Engine:
         eos_ids: frozenset[int] = frozenset(),
         banned_ids: frozenset[int] = frozenset(),
         fingerprint: str = "",
+        adapters: AdapterRegistry | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._eos_ids, self._clock = config, eos_ids, clock
-        self.model, self.fingerprint = model, fingerprint
+        self.model, self.fingerprint, self.adapters = model, fingerprint, adapters
         self.vocab_size = model.config.vocab_size
         batch_size = config.max_batch_size or DEFAULT_BATCH_SIZE
         context = min(
@@ -109,6 +112,7 @@ class Engine:
             max_pages=pages.pages_for(self.max_context),
             page_size=size,
             device=device,
+            layers=adapters.targets.numbers if adapters is not None else {},
         )
         self._runner = ModelRunner(model, pool, builder, banned_ids)
         self._rules = registry.active_rules()
@@ -140,7 +144,18 @@ class Engine:
         Raises:
             RequestError: names the field.
         """
-        check_request(request, vocab_size=self.vocab_size, max_context=self.max_context)
+        names = self.adapters.names() if self.adapters is not None and request.adapters else ()
+        check_request(
+            request, vocab_size=self.vocab_size, max_context=self.max_context, adapters=names
+        )
+
+    def resolve(self, request: GenerationRequest) -> tuple[tuple[LoadedAdapter, float], ...]:
+        """The adapters of a checked request, as they are now. Any thread may call this."""
+        return self.adapters.resolve(request.adapters) if request.adapters else ()
+
+    def forget_prefixes(self) -> None:
+        """Empty the prefix cache: the model's weights have changed."""
+        self._scheduler.forget_prefixes()
 
     def add(self, handle: RequestHandle) -> None:
         """Take in a request that ``check`` has let pass."""
@@ -154,6 +169,7 @@ class Engine:
             end_token_ids=end_ids if params.ignore_eos else end_ids | self._eos_ids,
             max_context=self.max_context,
             order=next(self._order),
+            adapters=handle.adapters,
         )
         self._handles[request.request_id] = (state, handle)
         self._scheduler.add(state)

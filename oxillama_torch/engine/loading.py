@@ -15,6 +15,8 @@ from oxillama_torch.gguf.reader import GGUFFile
 from oxillama_torch.kernels import registry
 from oxillama_torch.kernels.quant_matmul import compiled
 from oxillama_torch.layers.linear import QuantLinear
+from oxillama_torch.lora.registry import AdapterRegistry
+from oxillama_torch.lora.targets import Targets
 from oxillama_torch.models.loader import load_model
 
 __all__ = ["fingerprint", "load_engine", "resolve"]
@@ -83,6 +85,7 @@ def load_engine(
             eos_ids=eos_ids,
             banned_ids=banned_ids,
             fingerprint=fingerprint(config, gguf),
+            adapters=AdapterRegistry(Targets(model), budget_bytes=config.adapter_memory_bytes),
         )
 
 

@@ -19,6 +19,8 @@ from oxillama_torch.sampling.params import SamplingParams, TokenLogprobs
 if TYPE_CHECKING:
     import numpy
 
+    from oxillama_torch.lora.registry import LoadedAdapter
+
 __all__ = [
     "Capture",
     "ErrorEvent",
@@ -109,6 +111,7 @@ class RequestHandle:
 
     The batching thread calls ``put``; any one other thread consumes. ``sink``, when given, receives
     (request id, event) in the batching thread instead of the queue: it must not block.
+    ``adapters`` are the versions that the request's adapters had when it was submitted.
     """
 
     def __init__(
@@ -116,8 +119,9 @@ class RequestHandle:
         request: GenerationRequest,
         cancel: Callable[[str], None],
         sink: Callable[[str, Event], None] | None = None,
+        adapters: tuple[tuple[LoadedAdapter, float], ...] = (),
     ) -> None:
-        self.request = request
+        self.request, self.adapters = request, adapters
         self._cancel = cancel
         self._sink = sink
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()

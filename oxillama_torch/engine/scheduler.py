@@ -161,7 +161,7 @@ class Scheduler:
             reuse_limit=state.reuse_limit,
             # Room to grow into for those that run, or they would soon preempt the newcomer.
             headroom=len(self.running),
-            adapters=state.request.adapters,
+            adapters=state.adapter_key,
             salt=state.request.cache_salt,
         )
         if taken is None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from oxillama_torch.engine.request import Capture, GenerationRequest
 from oxillama_torch.kvcache.holdings import HeldPages
+from oxillama_torch.lora.registry import LoadedAdapter
 from oxillama_torch.sampling.params import TokenLogprobs
 from oxillama_torch.sampling.row import SamplingRow
 
@@ -21,6 +22,7 @@ class RequestState:
         end_token_ids: tokens that end it.
         max_context: most tokens, prompt and output together.
         order: position among requests of equal priority and arrival.
+        adapters: those it uses to its end, each with its scale.
 
     Attributes:
         token_ids: prompt and generated tokens.
@@ -33,6 +35,7 @@ class RequestState:
     """
 
     __slots__ = (
+        "adapters",
         "cached_tokens",
         "captured",
         "computed",
@@ -59,8 +62,10 @@ class RequestState:
         end_token_ids: frozenset[int],
         max_context: int,
         order: int,
+        adapters: tuple[tuple[LoadedAdapter, float], ...] = (),
     ) -> None:
         params = request.params
+        self.adapters = adapters
         self.request, self.row, self.end_token_ids = request, row, end_token_ids
         self.token_ids = list(request.prompt_token_ids)
         self.prompt_tokens = len(self.token_ids)
@@ -80,6 +85,11 @@ class RequestState:
         self.prompt_sent = False
         self.prompt_logprobs: list[TokenLogprobs | None] = [None]
         self.captured: list = []
+
+    @property
+    def adapter_key(self) -> tuple[tuple[str, float], ...]:
+        """Content and scale of each adapter: what keys and values depend on beside the tokens."""
+        return tuple((loaded.digest, scale) for loaded, scale in self.adapters)
 
     @property
     def capture(self) -> Capture | None:

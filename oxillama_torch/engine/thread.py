@@ -12,13 +12,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 
 from oxillama_torch.engine.engine import Delivery, Engine, on_device
 from oxillama_torch.engine.request import ErrorEvent, Event, GenerationRequest, RequestHandle
 from oxillama_torch.errors import CapacityError, EngineError, RequestError
+from oxillama_torch.lora.registry import AdapterRegistry
 from oxillama_torch.sampling.philox import random_seed
 
 __all__ = ["EngineThread"]
@@ -27,6 +30,8 @@ _MAX_RETRY_AFTER_S = 60.0
 _RATE_WINDOW = 64
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class EngineThread:
@@ -49,6 +54,7 @@ class EngineThread:
         self._wake = threading.Condition()
         self._inbox: deque[RequestHandle] = deque()
         self._cancelled: list[str] = []
+        self._calls: list[tuple[Callable[[Engine], Any], Future]] = []
         self._draining = False
         self._stopping = False
         self._closed: str | None = None
@@ -64,6 +70,11 @@ class EngineThread:
     @property
     def vocab_size(self) -> int:
         return self._engine.vocab_size
+
+    @property
+    def adapters(self) -> AdapterRegistry | None:
+        """Adapters that requests may name; any thread may load and drop them."""
+        return self._engine.adapters
 
     @property
     def alive(self) -> bool:
@@ -105,7 +116,7 @@ class EngineThread:
         self._engine.check(request)
         if request.params.seed is None:
             request = replace(request, params=replace(request.params, seed=random_seed()))
-        handle = RequestHandle(request, self.cancel, sink)
+        handle = RequestHandle(request, self.cancel, sink, self._engine.resolve(request))
         with self._wake:
             if self._closed is not None:
                 raise EngineError(self._closed)
@@ -130,6 +141,25 @@ class EngineThread:
         with self._wake:
             self._cancelled.append(request_id)
             self._wake.notify()
+
+    def call(self, function: Callable[[Engine], T]) -> T:
+        """Run ``function(engine)`` in the batching thread between two steps; wait for its result.
+
+        Every running request waits too: prepare what takes long beforehand. Not to be called from
+        the batching thread, such as from a sink.
+
+        Raises:
+            EngineError: the engine does not run.
+            whatever ``function`` raises.
+        """
+        assert threading.current_thread() is not self._thread, "it would wait for itself"
+        future: Future[T] = Future()
+        with self._wake:
+            if self._closed is not None or not self._thread.is_alive():
+                raise EngineError(self._closed or "the engine is not running")
+            self._calls.append((function, future))
+            self._wake.notify()
+        return future.result()
 
     def stats(self) -> dict[str, int | float]:
         """Counters and gauges of the engine; ``step_age_s`` is above 0 while a step runs."""
@@ -164,7 +194,13 @@ class EngineThread:
         Returns: False when it is time to end.
         """
         with self._wake:
-            while not (self._inbox or self._cancelled or self._engine.has_work or self._draining):
+            while not (
+                self._inbox
+                or self._cancelled
+                or self._calls
+                or self._engine.has_work
+                or self._draining
+            ):
                 self._wake.wait()
                 # The rate of requests served is measured while there are some.
                 self._ended.clear()
@@ -172,13 +208,25 @@ class EngineThread:
                 self._engine.add(self._inbox[0])
                 self._inbox.popleft()
             cancelled, self._cancelled = self._cancelled, []
+            calls, self._calls = self._calls, []
             stopping = self._stopping
+        for function, future in calls:
+            self._answer(function, future)
         for request_id in cancelled:
             self._deliver(self._engine.cancel(request_id))
         if stopping:
             for request_id in self._engine.request_ids():
                 self._deliver(self._engine.cancel(request_id))
         return self._engine.has_work or not self._draining
+
+    def _answer(self, function: Callable[[Engine], Any], future: Future) -> None:
+        """Run a call; what it raises is its caller's, unless it takes the device with it."""
+        try:
+            future.set_result(function(self._engine))
+        except BaseException as error:
+            future.set_exception(error)
+            if isinstance(error, torch.AcceleratorError) or not isinstance(error, Exception):
+                raise
 
     def _deliver(self, events: list[Delivery]) -> None:
         """Hand events out. A consumer that raises loses its own request, nobody else's."""
@@ -197,6 +245,9 @@ class EngineThread:
             self._closed = reason
             handles = [*self._engine.drop_all(), *self._inbox]
             self._inbox.clear()
+            calls, self._calls = self._calls, []
+        for _, future in calls:
+            future.set_exception(EngineError(reason))
         # An error each: raised in several threads, one object would collect all their tracebacks.
         unique = {handle.request_id: handle for handle in handles}
         self._deliver([(handle, ErrorEvent(EngineError(reason))) for handle in unique.values()])

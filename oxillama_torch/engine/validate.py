@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
+
 from oxillama_torch.engine.request import GenerationRequest
 from oxillama_torch.errors import RequestError
 
 __all__ = ["check_request"]
 
 
-def check_request(request: GenerationRequest, *, vocab_size: int, max_context: int) -> None:
+def check_request(
+    request: GenerationRequest,
+    *,
+    vocab_size: int,
+    max_context: int,
+    adapters: Collection[str] = (),
+) -> None:
     """Refuse a request the engine could not serve.
 
     Args:
         request: what was asked for.
         vocab_size: ids must lie below it.
         max_context: most tokens of one request.
+        adapters: names of those that are loaded.
 
     Raises:
         RequestError: names the field.
@@ -38,11 +48,21 @@ def check_request(request: GenerationRequest, *, vocab_size: int, max_context: i
             code="context_length_exceeded",
             param="prompt",
         )
-    if request.adapters:
-        name = request.adapters[0][0]
-        raise RequestError(
-            f"adapter {name!r} is not loaded",
-            status=404,
-            code="adapter_not_found",
-            param="adapters",
-        )
+    _check_adapters(request.adapters, adapters)
+
+
+def _check_adapters(wanted: tuple[tuple[str, float], ...], loaded: Collection[str]) -> None:
+    for name, scale in wanted:
+        if name not in loaded:
+            known = ", ".join(loaded) or "none"
+            raise RequestError(
+                f"adapter {name!r} is not loaded; loaded: {known}",
+                status=404,
+                code="adapter_not_found",
+                param="adapters",
+            )
+        if not math.isfinite(scale):
+            raise RequestError(f"the scale of adapter {name!r} is {scale}", param="adapters")
+    names = [name for name, _ in wanted]
+    if len(set(names)) < len(names):
+        raise RequestError("an adapter is named twice", param="adapters")

@@ -5,7 +5,7 @@ N outputs, K inputs, r rank, R rank padded to whole tiles.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ def dora_factor(stem: str, term: LoraTerm, targets: Targets) -> Tensor:
 
 
 def adapter_batch(
-    numbers: dict[str, int], uses: Sequence[Uses], counts: Sequence[int], device: torch.device
+    numbers: Mapping[str, int], uses: Sequence[Uses], counts: Sequence[int], device: torch.device
 ) -> AdapterBatch | None:
     """The adapters of a step.
 

@@ -1,0 +1,93 @@
+"""Merging adapters into the weights of a running engine, between two steps.
+
+Merged tensors are computed in the caller's thread while the engine goes on; the batching thread
+only exchanges them and empties the prefix cache, whose keys and values belong to other weights.
+Requests that are running go on with the new weights from their next token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections.abc import Iterator, Mapping
+
+from oxillama_torch.engine.engine import Engine
+from oxillama_torch.engine.thread import EngineThread
+from oxillama_torch.errors import RequestError
+from oxillama_torch.lora.merge import MERGE_DTYPES, Merge, Merger, MergeReport
+
+__all__ = ["MERGE_DTYPES", "AdapterMerging"]
+
+
+class AdapterMerging:
+    """Which adapters are part of an engine's weights. Any thread may call its methods.
+
+    Args:
+        engine: a running engine; nothing may be merged into its model yet.
+    """
+
+    def __init__(self, engine: EngineThread) -> None:
+        assert engine.adapters is not None, "an engine without adapters"
+        self._engine = engine
+        self._merger = Merger(engine.adapters.targets)
+        self._lock = threading.RLock()
+        self._merges: dict[str, Merge] = {}
+
+    @property
+    def merged(self) -> dict[str, float]:
+        """Name -> scale of the adapters that are part of the weights, in order of merging."""
+        return {name: merge.scale for name, merge in self._merges.items()}
+
+    def merge(self, name: str, scale: float = 1.0, dtype: str = "f16") -> MergeReport:
+        """Make ``W + scale * (what the adapter changes)`` the weights of every request.
+
+        Args:
+            name: a loaded adapter.
+            scale: finite.
+            dtype: what the touched layers are kept as: ``f16``, ``f32`` or ``q8_0``.
+
+        Raises:
+            RequestError: it is not loaded, or merged already.
+            UnsupportedError: the dtype is unknown or cannot hold a weight.
+        """
+        if not math.isfinite(scale):
+            raise RequestError(f"the scale of adapter {name!r} is {scale}", param="scale")
+        with self._lock:
+            if name in self._merges:
+                raise RequestError(f"adapter {name!r} is merged already", param="name")
+            adapter = self._engine.adapters.get(name).adapter
+            return self._apply({**self._merges, name: Merge(adapter, scale, dtype)})
+
+    def unmerge(self, name: str) -> None:
+        """Take an adapter out again; layers that no other one touches get their old bytes back.
+
+        Raises:
+            RequestError: it is not merged.
+        """
+        with self._lock:
+            if name not in self._merges:
+                raise RequestError(f"adapter {name!r} is not merged", param="name")
+            self._apply({key: merge for key, merge in self._merges.items() if key != name})
+
+    @contextlib.contextmanager
+    def disabled(self) -> Iterator[None]:
+        """For the duration of a block, the weights are those of the file."""
+        with self._lock:
+            before = self._merges
+            self._apply({})
+            try:
+                yield
+            finally:
+                self._apply(before)
+
+    def _apply(self, merges: Mapping[str, Merge]) -> MergeReport:
+        layers, report = self._merger.prepare(list(merges.values()))
+
+        def swap(engine: Engine) -> None:
+            self._merger.swap(layers)
+            engine.forget_prefixes()
+
+        self._engine.call(swap)
+        self._merges = dict(merges)
+        return report
