@@ -83,6 +83,7 @@ def _announce(server: ServerConfig, llm: LLM, model_id: str) -> None:
         {
             "model": model_id,
             "messages": [{"role": "user", "content": "What does `textwrap.dedent` do?"}],
+            "temperature": 0,
         }
     )
     path = Path(llm.config.model_path).name
