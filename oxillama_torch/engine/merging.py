@@ -33,6 +33,7 @@ class AdapterMerging:
         self._merger = Merger(engine.adapters.targets)
         self._lock = threading.RLock()
         self._merges: dict[str, Merge] = {}
+        self._disabled = False
 
     @property
     def merged(self) -> dict[str, float]:
@@ -54,6 +55,7 @@ class AdapterMerging:
         if not math.isfinite(scale):
             raise RequestError(f"the scale of adapter {name!r} is {scale}", param="scale")
         with self._lock:
+            self._check_enabled()
             if name in self._merges:
                 raise RequestError(f"adapter {name!r} is merged already", param="name")
             adapter = self._engine.adapters.get(name).adapter
@@ -66,20 +68,28 @@ class AdapterMerging:
             RequestError: it is not merged.
         """
         with self._lock:
+            self._check_enabled()
             if name not in self._merges:
                 raise RequestError(f"adapter {name!r} is not merged", param="name")
             self._apply({key: merge for key, merge in self._merges.items() if key != name})
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
-        """For the duration of a block, the weights are those of the file."""
+        """For the duration of a block, the weights are the file's; other threads' merges wait."""
         with self._lock:
+            self._check_enabled()
             before = self._merges
             self._apply({})
+            self._disabled = True
             try:
                 yield
             finally:
+                self._disabled = False
                 self._apply(before)
+
+    def _check_enabled(self) -> None:
+        if self._disabled:
+            raise RequestError("adapters are disabled in this block", param="name")
 
     def _apply(self, merges: Mapping[str, Merge]) -> MergeReport:
         layers, report = self._merger.prepare(list(merges.values()))

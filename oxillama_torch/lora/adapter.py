@@ -76,8 +76,11 @@ class Adapter:
         """Check terms against a model and make an adapter of them.
 
         Raises:
-            RequestError: a term has no place in the model, or does not fit there.
+            RequestError: a term has no place in the model or does not fit there, or the name is
+                empty or not printable.
         """
+        if not name or name != name.strip() or not name.isprintable():
+            raise RequestError(f"an adapter cannot be called {name!r}", param="name")
         if not terms:
             raise invalid_adapter(name, "it changes no layer of this model")
         for stem, term in terms.items():
@@ -114,8 +117,6 @@ def read_adapter(name: str, path: str | os.PathLike[str], targets: Targets) -> A
     from oxillama_torch.lora.adapter_gguf import read_gguf_terms
     from oxillama_torch.lora.peft_folder import read_peft_terms
 
-    if not name or name != name.strip() or not name.isprintable():
-        raise RequestError(f"an adapter cannot be called {name!r}", param="name")
     path = Path(path)
     if not path.exists():
         raise invalid_adapter(name, f"there is nothing at {path}")

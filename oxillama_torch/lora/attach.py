@@ -41,8 +41,8 @@ def table_bytes(table: FactorTable) -> int:
 def dora_factor(stem: str, term: LoraTerm, targets: Targets) -> Tensor:
     """``m / |W + scaling B A|`` by row, float32 [N] on the CPU (section 4.3 of the DoRA paper)."""
     assert term.magnitude is not None, f"{stem} has no magnitude"
-    norms = [(w.cpu() + term.delta(rows)).norm(dim=1) for rows, w in targets.chunks(stem)]
-    return term.magnitude / torch.cat(norms)
+    norms = [(w + term.delta(rows).to(w.device)).norm(dim=1) for rows, w in targets.chunks(stem)]
+    return term.magnitude / torch.cat(norms).cpu()
 
 
 def adapter_batch(

@@ -107,19 +107,17 @@ class Merger:
             error / math.sqrt(sums.weight) if sums.weight else 0.0,
             error / math.sqrt(sums.change) if sums.change else 0.0,
         )
-        return {owner: self._rebuild(group, tensors) for owner, group in self._products.items()}, (
-            report
-        )
+        layers = {o: self._rebuild(group, tensors) for o, group in self._products.items()}
+        return layers, report
 
     def swap(self, layers: Mapping[nn.Module, list[QuantLinear]]) -> None:
         """Put prepared layers in place; original ones come back as the objects they were."""
         for owner, products in layers.items():
             if isinstance(owner, LinearGroup):
                 owner.linears = nn.ModuleList(products)
-            else:
-                owner.weight = (
-                    products[0].weight if products[0] is not owner else self._weights[owner]
-                )
+            else:  # a product of its own, which keeps its place and gets the weight
+                [product] = products
+                owner.weight = self._weights[owner] if product is owner else product.weight
 
     def _merged(self, stem: str, merges: Sequence[Merge], sums: _Sums) -> PackedTensor:
         """The sum of a weight and what several adapters make of it, as the last one's dtype."""

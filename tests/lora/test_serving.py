@@ -172,6 +172,8 @@ def test_merged_logits_equal_peft_and_unmerging_restores_every_byte(
     assert report.change_error >= report.weight_error
     with llm.disable_adapter():
         assert_close(llm.logits(IDS, adapters=name), peft_logits(oracles[None], IDS), 1e-4)
+        with pytest.raises(RequestError, match="disabled"):
+            llm.unmerge_adapter(name)
     assert torch.equal(llm.logits(IDS), merged)
     llm.unmerge_adapter(name)
     after = weights_of(llm)
