@@ -210,6 +210,19 @@ def test_merged_and_attached_adapters_add_up(llm):
     assert_close(only, llm.logits(IDS, adapters="b"), 1e-4)
 
 
+def test_products_that_are_taken_apart_keep_their_biases(tmp_path):
+    """q, k and v of qwen2 have biases and are one product; only k and v are merged."""
+    base = write_tiny("qwen2", tmp_path / "tiny.gguf", type_name="Q8_0")
+    options = {"targets": ["k_proj", "v_proj", "down_proj"], "use_dora": True}
+    wrapped = save_adapter(base, tmp_path / "adapter", **options)
+    with LLM(tmp_path / "tiny.gguf", device="cpu", kv_pages=16, max_context=64) as llm:
+        llm.load_adapter("a", tmp_path / "adapter")
+        attached = llm.logits(IDS, adapters="a")
+        llm.merge_adapter("a", merge_dtype="f32")
+        assert_close(llm.logits(IDS), peft_logits(wrapped, IDS), 1e-4)
+    assert_close(attached, peft_logits(wrapped, IDS), 1e-4)
+
+
 def test_merging_says_what_cannot_be(llm):
     llm.merge_adapter("b")
     with pytest.raises(RequestError, match="'b' is merged already"):
