@@ -132,9 +132,9 @@ def quant_matmul(x: Tensor, weight: PackedTensor, bias: Tensor | None = None) ->
 
 def _matmul(x: Tensor, weight: PackedTensor) -> Tensor:
     """``x @ dequantize(weight)^T`` in float32, [M, N]."""
-    # One mode for every call: the compiled code is guarded by it.
+    # One mode and one kind of tensor for every call: the compiled code is guarded by both.
     with torch.inference_mode():
-        x = x.float()
+        x = x.to(torch.float32, copy=True)
         if len(x) > _DOT_ROWS:
             return _many_rows(x, weight)
         return torch.stack([_one_row(row, weight) for row in x])
