@@ -66,6 +66,7 @@ class LLM:
     Attributes:
         config: the configuration.
         engine: the batching thread; it also takes GenerationRequests.
+        merging: which adapters are part of the weights.
         tokenizer: the model's tokenizer.
         chat_template: None when the file has none.
         name: ``general.name`` of the file, blanks as hyphens, or the file's own name.
@@ -125,7 +126,7 @@ class LLM:
         self.fingerprint = engine.fingerprint
         self.engine = EngineThread(engine, inbox_size=config.inbox_size)
         self.engine.start()
-        self._merging = AdapterMerging(self.engine)
+        self.merging = AdapterMerging(self.engine)
         self._adapters_off = False
         # Also runs when the interpreter ends: a thread inside torch must not outlive it.
         self._finalizer = weakref.finalize(self, _close, self.engine, self.chat_template)
@@ -291,7 +292,7 @@ class LLM:
 
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter; requests that use it are served to their end."""
-        if name in self._merging.merged:
+        if name in self.merging.merged:
             raise RequestError(f"adapter {name!r} is merged: unmerge it first", param="name")
         self.engine.adapters.drop(name)
 
@@ -316,16 +317,16 @@ class LLM:
 
         Returns: what keeping the sums as ``f16``, ``f32`` or ``q8_0`` costs in accuracy.
         """
-        return self._merging.merge(name, scale, merge_dtype)
+        return self.merging.merge(name, scale, merge_dtype)
 
     def unmerge_adapter(self, name: str) -> None:
         """Take a merged adapter out again: the weights have their old bytes back."""
-        self._merging.unmerge(name)
+        self.merging.unmerge(name)
 
     @contextlib.contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """For the duration of a block, the model is the bare one, merged adapters included."""
-        with self._merging.disabled():
+        with self.merging.disabled():
             self._adapters_off = True
             try:
                 yield

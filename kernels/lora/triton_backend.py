@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from oxillama_torch.kernels.formats.base import ROW_ALIGNMENT
-from oxillama_torch.kernels.lora.op import RANK_TILE, ROW_TILE, RowGroups
+from oxillama_torch.kernels.lora.op import MAX_PARTS, RANK_TILE, ROW_TILE, RowGroups
 from oxillama_torch.kernels.lora.triton_expand import expand_kernel
 from oxillama_torch.kernels.lora.triton_shrink import shrink_kernel
 from oxillama_torch.kernels.registry import register
@@ -60,7 +60,7 @@ def lora(y: Tensor, x: Tensor, groups: RowGroups, first: int, sizes: tuple[int, 
         )  # fmt: skip
         expand_kernel[(triton.cdiv(max(sizes), BLOCK_N), tiles, parts)](
             h, groups.rows, groups.scales, groups.tiles, first, y, y.stride(0), count, rank,
-            splits, *sizes, *(0,) * (3 - parts), BLOCK_N=BLOCK_N, **options,
+            splits, *sizes, *(0,) * (MAX_PARTS - parts), BLOCK_N=BLOCK_N, **options,
         )  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def llm(shared, folder):
     for name in ("a", "b", "dora"):
         shared.load_adapter(name, folder / name)
     yield shared
-    for name in list(shared._merging.merged):
+    for name in list(shared.merging.merged):
         shared.unmerge_adapter(name)
 
 
