@@ -1,0 +1,151 @@
+"""``oxillama bench``: prefill and decode speed and time to the first token, through the engine."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from oxillama_torch.cli.bench_kernels import bench_kernels, compare_runs
+from oxillama_torch.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    KernelsOption,
+    ModelOption,
+    NumericsOption,
+    ThreadsOption,
+    engine_config,
+)
+from oxillama_torch.config import demo_model_path
+from oxillama_torch.errors import UnsupportedError
+
+__all__ = ["app"]
+
+_COLUMNS = {
+    "model": "model",
+    "batch_size": "batch",
+    "prompt_tokens": "prompt",
+    "new_tokens": "new",
+    "load_s": "load s",
+    "ttft_s": "first token s",
+    "prefill_tok_s": "prefill tok/s",
+    "decode_tok_s": "decode tok/s",
+}
+
+
+app = typer.Typer(invoke_without_command=True)
+
+
+@app.callback()
+def bench(
+    context: typer.Context,
+    model: ModelOption = None,
+    synthetic: Annotated[
+        str | None,
+        typer.Option(help="Time random weights of this shape instead: tiny, 1.1b or 8b."),
+    ] = None,
+    mix: Annotated[
+        str, typer.Option(help="Types of the synthetic weights: q4_k_m, q8_0 or q4_0.")
+    ] = "q4_k_m",
+    keep: Annotated[
+        Path | None, typer.Option(help="Write the synthetic file here and keep it.")
+    ] = None,
+    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", "-p", min=1)] = 128,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", "-n", min=2)] = 32,
+    batch_size: Annotated[
+        list[int] | None, typer.Option("--batch-size", "-b", min=1, help="May be repeated.")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Medians of this many, after a warm-up.")] = 3,
+    json: Annotated[Path | None, typer.Option(help="Write the results here as JSON.")] = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    numerics: NumericsOption = None,
+    kernels: KernelsOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Time a model: prefill and decode in tokens per second, and the first token."""
+    if context.invoked_subcommand is not None:
+        return
+    if model is not None and synthetic is not None:
+        raise UnsupportedError("--model together with --synthetic", ("one of them",))
+    from oxillama_torch.bench import end_to_end, report  # imports torch: not for --help
+
+    options = engine_config(
+        None, device=device, dtype=dtype, numerics=numerics, kernels=kernels, threads=threads
+    )
+    options = {
+        name: getattr(options, name)
+        for name in ("device", "dtype", "numerics", "kernels", "threads")
+    }
+    with _model(model, synthetic, mix, keep) as path, _progress() as bar:
+        rows = []
+        for size in batch_size or [1]:
+            task = bar.add_task(f"{path.name}, batch of {size}", total=None)
+            rows.append(
+                end_to_end.measure_model(
+                    path,
+                    batch_size=size,
+                    prompt_tokens=prompt_tokens,
+                    new_tokens=new_tokens,
+                    runs=runs,
+                    progress=lambda n, total, task=task: bar.update(task, completed=n, total=total),
+                    **options,
+                )
+            )
+    _print(report.machine(), report.as_table(rows, _COLUMNS))
+    if json is not None:
+        report.write_json(json, rows)
+
+
+@contextmanager
+def _model(
+    model: Path | None, synthetic: str | None, mix: str, keep: Path | None
+) -> Iterator[Path]:
+    """The file to time; a synthetic one is deleted afterwards unless ``keep`` names it."""
+    if synthetic is None:
+        path = model if model is not None else demo_model_path()
+        if not path.exists():
+            raise FileNotFoundError(2, "no such model file", str(path))
+        yield path
+        return
+    from oxillama_torch.bench.synthetic import write_synthetic
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = keep if keep is not None else Path(folder) / f"{synthetic}-{mix}.gguf"
+        with _progress() as bar:
+            task = bar.add_task(f"writing {path.name}", total=None)
+            write_synthetic(
+                path,
+                synthetic,
+                mix,
+                progress=lambda n, total: bar.update(task, completed=n, total=total),
+            )
+        yield path
+
+
+def _progress():
+    """A progress bar on stderr that leaves nothing behind."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    return Progress(console=Console(stderr=True), transient=True)
+
+
+def _print(machine: dict, cells: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*cells[0], box=None)
+    for row in cells[1:]:
+        table.add_row(*row)
+    console = Console(soft_wrap=True)
+    console.print(table)
+    console.print(", ".join(f"{name} {value}" for name, value in machine.items()), style="dim")
+
+
+app.command("kernels")(bench_kernels)
+app.command("compare")(compare_runs)
