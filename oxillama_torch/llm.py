@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
@@ -103,13 +103,17 @@ class LLM:
         )
 
     @classmethod
-    def from_config(cls, config: EngineConfig) -> LLM:
-        """Open what a configuration names."""
+    def from_config(
+        cls, config: EngineConfig, progress: Callable[[int, int], None] | None = None
+    ) -> LLM:
+        """Open what a configuration names; ``progress`` gets (bytes loaded, bytes in all)."""
         llm = cls.__new__(cls)
-        llm._open(config)
+        llm._open(config, progress)
         return llm
 
-    def _open(self, config: EngineConfig) -> None:
+    def _open(
+        self, config: EngineConfig, progress: Callable[[int, int], None] | None = None
+    ) -> None:
         self.config = config
         with read_gguf(config.model_path) as gguf:
             self.tokenizer = Tokenizer.from_gguf(gguf.metadata)
@@ -118,6 +122,7 @@ class LLM:
                 gguf,
                 eos_ids=self.tokenizer.eos_ids,
                 banned_ids=self.tokenizer.suppressed_ids,
+                progress=progress,
             )
             name = gguf.metadata.get("general.name")
             self.name = "-".join(str(name).split()) if name else config.model_path.stem

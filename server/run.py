@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from flask import Flask
@@ -36,8 +37,10 @@ _BOOT_FAILED = 3
 class _Application(BaseApplication):
     """Loads the model in the worker, after the fork."""
 
-    def __init__(self, server: ServerConfig, engine: EngineConfig) -> None:
-        self._server, self._engine = server, engine
+    def __init__(
+        self, server: ServerConfig, engine: EngineConfig, open_llm: Callable[[EngineConfig], LLM]
+    ) -> None:
+        self._server, self._engine, self._open_llm = server, engine, open_llm
         super().__init__()
 
     def load_config(self) -> None:
@@ -50,7 +53,7 @@ class _Application(BaseApplication):
 
     def load(self) -> Flask:
         try:
-            llm = LLM.from_config(self._engine)
+            llm = self._open_llm(self._engine)
             app = create_app(self._server, llm)
         except (OxiLlamaError, OSError) as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -59,14 +62,21 @@ class _Application(BaseApplication):
         return app
 
 
-def serve(server: ServerConfig, engine: EngineConfig) -> None:
+def serve(
+    server: ServerConfig,
+    engine: EngineConfig,
+    open_llm: Callable[[EngineConfig], LLM] = LLM.from_config,
+) -> None:
     """Serve until interrupted.
+
+    Args:
+        open_llm: loads the model, in the worker.
 
     Raises:
         OSError: the address is taken or not ours.
     """
     _check_address(server.host, server.port)
-    _Application(server, engine).run()
+    _Application(server, engine, open_llm).run()
 
 
 def _check_address(host: str, port: int) -> None:

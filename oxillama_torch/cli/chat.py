@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from oxillama_torch.cli.open_llm import open_llm
 from oxillama_torch.cli.options import (
     ContextOption,
     DeviceOption,
@@ -93,10 +94,8 @@ def chat(
         threads=threads,
         max_batch_size=1,
     )
-    from oxillama_torch.llm import LLM  # imports torch: not for --help
-
     conversation = Conversation(system)
-    with LLM.from_config(config) as llm:
+    with open_llm(config) as llm:
         print(f"{llm.describe()}. {HELP}")
         while (line := _read()) not in (None, "/quit", "/exit"):
             if line.startswith("/"):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import typer
 
 from oxillama_torch import __version__
+from oxillama_torch.cli.bench import app as bench
 from oxillama_torch.cli.chat import chat
 from oxillama_torch.cli.info import info
 from oxillama_torch.cli.kernels import app as kernels
@@ -43,6 +44,7 @@ COMMANDS: tuple[Callable, ...] = (
 )  # fmt: skip
 for _command in COMMANDS:
     app.command()(_command)
+app.add_typer(bench, name="bench", help="Time a model, or kernels one by one.")
 app.add_typer(kernels, name="kernels", help="List, choose and check kernels.")
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from oxillama_torch.cli.open_llm import open_llm
 from oxillama_torch.cli.options import (
     ContextOption,
     DeviceOption,
@@ -70,9 +71,7 @@ def run(
         threads=threads,
         max_batch_size=1,
     )
-    from oxillama_torch.llm import LLM  # imports torch: not for --help
-
-    with LLM.from_config(config) as llm:
+    with open_llm(config) as llm:
         source = llm.chat_ids([{"role": "user", "content": text}]) if chat else text
         for piece in llm.stream(source, params):
             sys.stdout.write(piece.text)

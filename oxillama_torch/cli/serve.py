@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from oxillama_torch.cli.open_llm import open_llm
 from oxillama_torch.cli.options import (
     ContextOption,
     DeviceOption,
@@ -86,7 +87,7 @@ def serve(
     from oxillama_torch.server.run import serve as run_server  # Flask only where it is needed
 
     try:
-        run_server(server, engine)
+        run_server(server, engine, open_llm)
     except OSError as error:
         reason = error.strerror or error
         print(f"error: cannot listen on {server.host}:{server.port}: {reason}", file=sys.stderr)
