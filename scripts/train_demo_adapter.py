@@ -230,7 +230,7 @@ def parsed(answer: str) -> dict:
 
 
 def measure(folder: Path, show: int) -> None:
-    """Print the shares of answers that are JSON, that name the right name, and that are exact."""
+    """Print the shares of answers that are JSON, have both keys, the right name, every word."""
     with LLM() as llm:
         llm.load_adapter("json", folder)
         for title, lines in zip(("seen", "held-out"), questions()):
@@ -240,6 +240,7 @@ def measure(folder: Path, show: int) -> None:
                 pairs = list(zip(lines, answers))
                 figures = {
                     "JSON": sum(bool(value) for value in objects),
+                    "both keys": sum(list(value) == ["name", "answer"] for value in objects),
                     "right name": sum(o.get("name") == q["name"] for q, o in zip(lines, objects)),
                     "word for word": sum(
                         a.strip() == q["json" if adapter else "answer"] for q, a in pairs
