@@ -8,7 +8,12 @@ import threading
 import time
 
 import pytest
+
+# isort: off
+import oxillama_torch  # noqa: F401 (before torch: it sets how OpenMP waits)
 import torch
+
+# isort: on
 
 if not torch.cuda.is_available():
     # Triton reads this when a kernel is decorated, so it must be set before any kernel is imported.

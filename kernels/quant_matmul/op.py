@@ -120,6 +120,7 @@ registry.declare(
     "quant_matmul",
     f"{_HERE}.reference",
     f"{_HERE}.compiled",
+    f"{_HERE}.cpu",
     f"{_HERE}.triton_dp4a",
     f"{_HERE}.triton_gemv",
     f"{_HERE}.triton_gemm",

@@ -13,7 +13,8 @@ from oxillama_torch.engine.engine import Engine, on_device
 from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.gguf.reader import GGUFFile
 from oxillama_torch.kernels import registry
-from oxillama_torch.kernels.quant_matmul import compiled
+from oxillama_torch.kernels.formats.base import PackedTensor
+from oxillama_torch.kernels.quant_matmul import compiled, cpu
 from oxillama_torch.layers.linear import QuantLinear
 from oxillama_torch.lora.registry import AdapterRegistry
 from oxillama_torch.lora.targets import Targets
@@ -77,8 +78,15 @@ def load_engine(
     device, dtype, numerics = resolve(config)
     with on_device(device):
         model = load_model(gguf, device=device, dtype=dtype, numerics=numerics, progress=progress)
-        linears = (layer for layer in model.modules() if isinstance(layer, QuantLinear))
-        compiled.prepare(layer.weight for layer in linears)
+        weights = [m.weight for m in model.modules() if isinstance(m, QuantLinear)]
+        by_cpu = [
+            weight for weight in weights if _backend(weight, device, dtype, numerics) == "cpu"
+        ]
+        cpu.prepare(by_cpu)
+        # Whether compiling pays is a matter of the whole model, not of what is left for it.
+        large = sum(w.shape[0] * w.shape[1] for w in weights) >= compiled.MIN_WEIGHTS
+        rest = [weight for weight in weights if weight not in by_cpu]
+        compiled.prepare(rest, even_if_small=large)
         return Engine(
             model,
             config,
@@ -87,6 +95,12 @@ def load_engine(
             fingerprint=fingerprint(config, gguf),
             adapters=AdapterRegistry(Targets(model), budget_bytes=config.adapter_memory_bytes),
         )
+
+
+def _backend(weight: PackedTensor, device: torch.device, dtype: torch.dtype, numerics: str) -> str:
+    """What multiplies with ``weight``, as far as that is known before anything is compiled."""
+    call = registry.Call(device.type, dtype, numerics, weight.type_name)
+    return registry.select("quant_matmul", call).backend
 
 
 def fingerprint(config: EngineConfig, gguf: GGUFFile) -> str:

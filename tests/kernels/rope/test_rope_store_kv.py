@@ -168,7 +168,10 @@ def test_no_tokens():
         ({"slot_mapping": SLOTS[:4]}, r"slot_mapping: got torch.int64 \(4,\)"),
         ({"inv_freq": torch.ones(9)}, r"inv_freq: got torch.float32 \(9,\), .* at most 8"),
         ({"k_pages": torch.ones(1, 16, HKV, 8)}, r"k_pages: got \(1, 16, 2, 8\)"),
-        ({"v_pages": torch.ones(2, 16, HKV, DV)}, r"v_pages: got P, S = \(2, 16\), wanted .*\(1, 16\)"),
+        (
+            {"v_pages": torch.ones(2, 16, HKV, DV)},
+            r"v_pages: got P, S = \(2, 16\), wanted .*\(1, 16\)",
+        ),
         ({"q_norm": torch.ones(8)}, r"q_norm: got torch.float32 \(8,\), .*\(16,\)"),
         ({"k_norm": torch.ones(16, device="meta")}, "k_norm: got meta, wanted .*cpu"),
     ],
