@@ -1,4 +1,4 @@
-"""The demo model behind the app, once per run."""
+"""The demo model behind the app, once per file: other tests count threads and processes."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from oxillama_torch.llm import LLM
 from oxillama_torch.server.app import close_app, create_app
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def llm():
     with LLM(max_batch_size=32, device="cpu") as llm:
         yield llm
