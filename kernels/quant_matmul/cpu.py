@@ -2,9 +2,10 @@
 
 ``w = (q - 8) * scale + zero`` with groups of 32, scale and zero in bfloat16. Q4_0, Q4_1 and Q4_K
 map onto it: the quants stay as they are, the scales and minima lose bits (relative L2 error of a
-product about 0.3 %, activations in bfloat16 included). So float32 activations get it with ``fast``
-numerics only. A row's bits do not depend on the batch: the tests hold it to that, and with
-bfloat16 activations, which lose nothing on the way in, it serves ``invariant`` too.
+product about 0.3 %, activations in bfloat16 included). So it serves ``fast`` numerics only. A row's
+bits do not depend on the batch all the same: the tests hold it to that.
+
+Shapes: M rows, K inputs, N outputs (rounded up to 16 inside), G = K / 32 groups.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from oxillama_torch.kernels.formats.base import PackedTensor
-from oxillama_torch.kernels.registry import Call, register
+from oxillama_torch.kernels.registry import register
 
 __all__ = ["TYPES", "prepare"]
 
@@ -88,14 +89,8 @@ def _pack(weight: PackedTensor) -> tuple[Tensor, Tensor]:
     return torch.cat(pieces), torch.cat(scales).transpose(0, 1).bfloat16().contiguous()
 
 
-def _refuse(call: Call) -> str | None:
-    if call.numerics == "invariant" and call.dtype != torch.bfloat16:
-        return "rounds activations to bfloat16"
-    return None
-
-
 @register(
-    "quant_matmul", "cpu", types=set(TYPES), devices=("cpu",), capability=_refuse, priority=20
+    "quant_matmul", "cpu", types=set(TYPES), devices=("cpu",), numerics=("fast",), priority=20
 )
 def quant_matmul(x: Tensor, weight: PackedTensor, bias: Tensor | None = None) -> Tensor:
     """Arguments as those of :func:`oxillama_torch.kernels.quant_matmul.op.quant_matmul`."""
