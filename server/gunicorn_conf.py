@@ -14,7 +14,8 @@ bind = f"{_config.host}:{_config.port}"
 workers = 1
 worker_class = "oxillama_torch.server.worker.Worker"
 # Spare threads keep /health answering while every stream is taken.
-threads = _config.max_streams + 16
+SPARE_THREADS = 16
+threads = _config.max_streams + SPARE_THREADS
 worker_connections = 4 * threads
 # Loading a model may take minutes, and a hung GPU does not stop the thread that this would watch.
 timeout = 0

@@ -47,8 +47,9 @@ class _Application(BaseApplication):
         for name in _SETTINGS:
             self.cfg.set(name, getattr(gunicorn_conf, name))
         self.cfg.set("bind", f"{self._server.host}:{self._server.port}")
-        self.cfg.set("threads", self._server.max_streams + 16)
-        self.cfg.set("worker_connections", 4 * (self._server.max_streams + 16))
+        threads = self._server.max_streams + gunicorn_conf.SPARE_THREADS
+        self.cfg.set("threads", threads)
+        self.cfg.set("worker_connections", 4 * threads)
         self.cfg.set("loglevel", "warning")
 
     def load(self) -> Flask:

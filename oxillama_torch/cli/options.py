@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -58,6 +59,4 @@ def engine_config(model: Path | None, **options: object) -> EngineConfig:
     given = {name: value for name, value in options.items() if value is not None}
     if model is not None:
         given["model"] = model
-    base = from_environment(EngineConfig())
-    names = EngineConfig.__dataclass_fields__
-    return EngineConfig(**{**{name: getattr(base, name) for name in names}, **given})
+    return replace(from_environment(EngineConfig()), **given)

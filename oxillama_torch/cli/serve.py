@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -77,10 +78,8 @@ def serve(
         "adapter_root": adapter_root,
         "admin_token": admin_token,
     }
-    base = from_environment(ServerConfig())
-    fields = {name: getattr(base, name) for name in ServerConfig.__dataclass_fields__}
-    fields.update({name: value for name, value in given.items() if value is not None})
-    server = ServerConfig(**fields)
+    given = {name: value for name, value in given.items() if value is not None}
+    server = replace(from_environment(ServerConfig()), **given)
     # A bad file ends the command here, with its own exit code, before a worker is forked.
     read_gguf(engine.model_path).close()
 

@@ -13,7 +13,6 @@ from oxillama_torch.engine.engine import Engine, on_device
 from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.gguf.reader import GGUFFile
 from oxillama_torch.kernels import registry
-from oxillama_torch.kernels.formats.base import PackedTensor
 from oxillama_torch.kernels.quant_matmul import compiled, cpu
 from oxillama_torch.layers.linear import QuantLinear
 from oxillama_torch.lora.registry import AdapterRegistry
@@ -80,7 +79,9 @@ def load_engine(
         model = load_model(gguf, device=device, dtype=dtype, numerics=numerics, progress=progress)
         weights = [m.weight for m in model.modules() if isinstance(m, QuantLinear)]
         by_cpu = [
-            weight for weight in weights if _backend(weight, device, dtype, numerics) == "cpu"
+            weight
+            for weight in weights
+            if _backend(weight.type_name, device, dtype, numerics) == "cpu"
         ]
         cpu.prepare(by_cpu)
         # Whether compiling pays is a matter of the whole model, not of what is left for it.
@@ -97,9 +98,9 @@ def load_engine(
         )
 
 
-def _backend(weight: PackedTensor, device: torch.device, dtype: torch.dtype, numerics: str) -> str:
-    """What multiplies with ``weight``, as far as that is known before anything is compiled."""
-    call = registry.Call(device.type, dtype, numerics, weight.type_name)
+def _backend(type_name: str, device: torch.device, dtype: torch.dtype, numerics: str) -> str:
+    """What multiplies with weights of a type, as things stand: compiling may change it."""
+    call = registry.Call(device.type, dtype, numerics, type_name)
     return registry.select("quant_matmul", call).backend
 
 
@@ -116,8 +117,7 @@ def fingerprint(config: EngineConfig, gguf: GGUFFile) -> str:
     parts = [__version__, torch.__version__, str(dtype), numerics, hardware]
     parts.append(repr(registry.active_rules()))
     for type_name in sorted({info.type.name for info in gguf.tensors.values()}):
-        call = registry.Call(device.type, dtype, numerics, type_name)
-        parts.append(f"{type_name}={registry.select('quant_matmul', call).backend}")
+        parts.append(f"{type_name}={_backend(type_name, device, dtype, numerics)}")
     digest = hashlib.sha256("\n".join(parts).encode())
     for name, info in sorted(gguf.tensors.items()):
         data = gguf.data(name)
