@@ -26,7 +26,18 @@ from oxillama_torch.sampling.philox import child_seed, random_seed
 from oxillama_torch.server.service import Service
 from oxillama_torch.tokenizer.text_stream import TextStream
 
-__all__ = ["Choice", "ClientGone", "Finished", "Generation", "Output", "Piece", "Started"]
+__all__ = [
+    "Choice",
+    "ClientGone",
+    "Finished",
+    "Generation",
+    "Output",
+    "Piece",
+    "Reasoning",
+    "Started",
+    "ToolCallArguments",
+    "ToolCallStarted",
+]
 
 
 class ClientGone(Exception):  # noqa: N818 (no error of ours: nobody is left to be told)
@@ -54,15 +65,43 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Reasoning:
+    """What the model thinks before it answers."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallStarted:
+    """The model calls a tool: its ``call``-th of this choice, counted from 0."""
+
+    index: int
+    call: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallArguments:
+    """A further fragment of a call's arguments; all of them together are one JSON text."""
+
+    index: int
+    call: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
-    """The end of a choice."""
+    """The end of a choice: ``stop``, ``length`` or, where calls were made, ``tool_calls``."""
 
     index: int
     reason: str
     completion_tokens: int
+    reasoning_tokens: int = 0
 
 
-Output = Started | Piece | Finished
+Output = Started | Piece | Reasoning | ToolCallStarted | ToolCallArguments | Finished
 
 
 @dataclass(slots=True)

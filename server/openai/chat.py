@@ -8,14 +8,14 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify
 
-from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.server.answer import answer, deadline_of
 from oxillama_torch.server.http import json_body, new_id
 from oxillama_torch.server.openai.logprobs import chat_logprob
 from oxillama_torch.server.openai.usage import Usage
-from oxillama_torch.server.output import Finished, Generation, Output, Piece, Started
+from oxillama_torch.server.output import Finished, Output, Piece, Started
 from oxillama_torch.server.schemas.chat import ChatBody
 from oxillama_torch.server.service import Service
+from oxillama_torch.server.turn import start_turn
 
 __all__ = ["blueprint"]
 
@@ -31,19 +31,12 @@ def blueprint(service: Service) -> Blueprint:
         adapters = service.require_model(body.model) + body.adapters()
         include_usage = body.include_usage()
         params = body.sampling_params(service.tokenizer.vocab_size)
-        prompts = [_prompt(body, service)]
-        generation = Generation(service, prompts, params, deadline_of(service), adapters)
+        turn = body.turn(params, adapters)
+        generation = start_turn(service, turn, deadline_of(service))
         form = ChatForm(service, params.n, params.logprobs is not None, include_usage)
         return answer(generation, form, stream=body.stream, ignored=ignored)
 
     return routes
-
-
-def _prompt(body: ChatBody, service: Service) -> list[int]:
-    if service.template is None:
-        raise UnsupportedError("chat with a model whose file has no chat template")
-    messages = [message.for_template() for message in body.messages]
-    return service.template.render_ids(messages, **(body.chat_template_kwargs or {}))
 
 
 class ChatForm:

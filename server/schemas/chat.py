@@ -9,6 +9,7 @@ from pydantic import Field
 from oxillama_torch.errors import RequestError
 from oxillama_torch.sampling.params import SamplingParams
 from oxillama_torch.server.schemas.common import GenerationBody, StrictModel
+from oxillama_torch.server.turn import Turn
 
 __all__ = ["ChatBody"]
 
@@ -90,4 +91,13 @@ class ChatBody(GenerationBody):
             max_tokens=self.max_tokens if limit is None else limit,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             **self.base_params(vocab_size),
+        )
+
+    def turn(self, params: SamplingParams, adapters: tuple[tuple[str, float], ...]) -> Turn:
+        """The assistant turn that the body asks for."""
+        return Turn(
+            messages=[message.for_template() for message in self.messages],
+            params=params,
+            adapters=adapters,
+            template_kwargs=self.chat_template_kwargs,
         )

@@ -1,0 +1,1 @@
+"""One turn of a conversation: tools, reasoning, structured answers; for server and ``LLM``."""
