@@ -19,6 +19,7 @@ import torch
 from oxillama_torch.config import EngineConfig
 from oxillama_torch.engine.batch import BatchBuilder
 from oxillama_torch.engine.model_runner import ItemResult, Model, ModelRunner
+from oxillama_torch.engine.pooling import finish_pooling, pool_rows
 from oxillama_torch.engine.request import (
     ErrorEvent,
     Event,
@@ -304,7 +305,7 @@ class Engine:
         handle = self._handles[state.request.request_id][1]
         if item.scored_positions:
             state.prompt_logprobs += result.prompt_logprobs
-            state.captured += result.captured
+            self._keep_captured(state, result.captured)
             state.scored = item.scored_positions.stop
         if not state.prompt_sent and item.stop >= state.prompt_tokens:
             state.prompt_sent = True
@@ -312,6 +313,17 @@ class Engine:
         if result.token_id is not None:
             state.row.accept(result.token_id)
             self._events.append((handle, TokenEvent(result.token_id, result.logprobs)))
+
+    @staticmethod
+    def _keep_captured(state: RequestState, captured: list[np.ndarray]) -> None:
+        """All rows, or with pooling the one row they come to: long prompts would hold much."""
+        pooling = state.request.pooling
+        if pooling is None:
+            state.captured += captured
+            return
+        for rows in captured:
+            so_far = state.captured[0] if state.captured else None
+            state.captured = [pool_rows(pooling, so_far, rows)]
 
     def _count(self, batch: ScheduledBatch, generated: int, seconds: float) -> None:
         counters = self._counters
@@ -337,6 +349,8 @@ def _prompt_event(state: RequestState) -> PromptEvent:
         logprobs = tuple(state.prompt_logprobs)
     if state.capture is not None:
         captured = np.concatenate(state.captured)
+        if state.request.pooling is not None:
+            captured = finish_pooling(state.request.pooling, captured, state.prompt_tokens)
     state.prompt_logprobs, state.captured = [], []
     assert state.cached_tokens is not None, "the request has been admitted"
     return PromptEvent(state.prompt_tokens, state.cached_tokens, logprobs, captured)

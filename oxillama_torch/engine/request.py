@@ -28,6 +28,7 @@ __all__ = [
     "FinishEvent",
     "FinishReason",
     "GenerationRequest",
+    "Pooling",
     "PromptEvent",
     "RequestHandle",
     "TokenEvent",
@@ -36,6 +37,7 @@ __all__ = [
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline"]
 Capture = Literal["logits", "hidden"]
+Pooling = Literal["last", "first", "mean", "max"]
 
 _ids = itertools.count()
 
@@ -53,6 +55,7 @@ class GenerationRequest:
         deadline: ``time.monotonic()`` after which the request ends with reason ``deadline``.
         priority: lower runs first; equal ones in order of arrival.
         capture: also return the ``logits`` or the final ``hidden`` states of every prompt token.
+        pooling: with ``hidden``: return one row made of them all, an embedding.
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -63,6 +66,7 @@ class GenerationRequest:
     deadline: float | None = None
     priority: int = 0
     capture: Capture | None = None
+    pooling: Pooling | None = None
     arrival: float = field(default_factory=time.monotonic)
 
 
@@ -71,7 +75,8 @@ class PromptEvent:
     """Sent once, before the first token: what the prompt cost and, if asked for, its logprobs.
 
     ``logprobs[0]`` is None: nothing precedes the first token. ``captured`` is float32
-    [prompt tokens, vocabulary or hidden size], as ``GenerationRequest.capture`` asked for.
+    [prompt tokens, vocabulary or hidden size], as ``GenerationRequest.capture`` asked for; one row
+    with ``pooling``.
     """
 
     prompt_tokens: int

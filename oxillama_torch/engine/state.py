@@ -75,9 +75,12 @@ class RequestState:
         self.held = HeldPages()
         self.computed = 0
         self.slot: int | None = None
-        self.scored = 0
+        # Of an embedding's last token alone, the rest of the prompt may come from the prefix cache.
+        self.scored = self.prompt_tokens - 1 if request.pooling == "last" else 0
         self.score_end = 0
-        if request.capture is not None:
+        if request.pooling == "first":
+            self.score_end = 1
+        elif request.capture is not None:
             self.score_end = self.prompt_tokens
         elif params.prompt_logprobs is not None:
             self.score_end = self.prompt_tokens - 1  # nothing follows the last token

@@ -35,6 +35,10 @@ def check_request(
     if min(prompt) < 0 or max(prompt) >= vocab_size:
         wrong = next(i for i in prompt if not 0 <= i < vocab_size)
         raise RequestError(f"token id {wrong} is not below {vocab_size}", param="prompt")
+    if request.pooling is not None and (
+        request.capture != "hidden" or params.prompt_logprobs is not None
+    ):
+        raise RequestError("pooling is for captured hidden states alone", param="pooling")
     for token_id in params.logit_bias:
         if not 0 <= token_id < vocab_size:
             raise RequestError(

@@ -17,7 +17,9 @@ from oxillama_torch.sampling.params import SamplingParams
 __all__ = ["Driver", "request_for", "tokens_of"]
 
 
-def request_for(prompt, *, priority=0, deadline=None, cache_salt="", capture=None, **params):
+def request_for(
+    prompt, *, priority=0, deadline=None, cache_salt="", capture=None, pooling=None, **params
+):
     """A greedy request unless ``params`` say otherwise."""
     params.setdefault("temperature", 0)
     params.setdefault("seed", 0)
@@ -28,6 +30,7 @@ def request_for(prompt, *, priority=0, deadline=None, cache_salt="", capture=Non
         deadline=deadline,
         cache_salt=cache_salt,
         capture=capture,
+        pooling=pooling,
     )
 
 
