@@ -6,7 +6,7 @@ import queue
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from oxillama_torch.engine.request import (
     ErrorEvent,
@@ -20,11 +20,12 @@ from oxillama_torch.engine.request import (
 )
 from oxillama_torch.engine.thread import EngineThread
 from oxillama_torch.errors import CapacityError
-from oxillama_torch.sampling.params import TokenLogprobs
+from oxillama_torch.sampling.params import SamplingParams, TokenLogprobs
+from oxillama_torch.sampling.philox import child_seed, random_seed
 from oxillama_torch.tokenizer.text_stream import TextStream
 from oxillama_torch.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["Collector", "Completion", "Piece", "Score"]
+__all__ = ["Collector", "Completion", "Piece", "Score", "requests_for"]
 
 _RETRY_S = 0.05
 
@@ -83,6 +84,21 @@ class Score:
     token_ids: list[int]
     logprobs: list[float | None]
     total: float
+
+
+def requests_for(
+    ids: Sequence[int], params: SamplingParams, adapters: tuple[tuple[str, float], ...]
+) -> list[GenerationRequest]:
+    """``n`` requests for one prompt, each with a seed of its own."""
+    seed = random_seed() if params.seed is None else params.seed
+    return [
+        GenerationRequest(
+            prompt_token_ids=tuple(ids),
+            params=replace(params, n=1, seed=child_seed(seed, index)),
+            adapters=adapters,
+        )
+        for index in range(params.n)
+    ]
 
 
 class _Open:

@@ -13,42 +13,28 @@ import contextlib
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from oxillama_torch.completion import Collector, Completion, Piece, Score
+from oxillama_torch.adapting import AdapterChoice, Adapting
+from oxillama_torch.completion import Collector, Completion, Piece, Score, requests_for
 from oxillama_torch.config import EngineConfig
 from oxillama_torch.engine.loading import load_engine, resolve
-from oxillama_torch.engine.merging import AdapterMerging
-from oxillama_torch.engine.request import Capture, GenerationRequest, PromptEvent
 from oxillama_torch.engine.thread import EngineThread
 from oxillama_torch.errors import RequestError, UnsupportedError
 from oxillama_torch.gguf.reader import read_gguf
-from oxillama_torch.lora.combine import combine
 from oxillama_torch.lora.merge import MergeReport
 from oxillama_torch.sampling.params import SamplingParams
-from oxillama_torch.sampling.philox import child_seed, random_seed
+from oxillama_torch.scoring import Scoring
 from oxillama_torch.tokenizer.chat_template import ChatTemplate
 from oxillama_torch.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["LLM"]
 
-_NO_TOKENS = SamplingParams(max_tokens=0, temperature=0)
-
-_POOLINGS = {
-    "last": lambda hidden: hidden[-1],
-    "first": lambda hidden: hidden[0],
-    "mean": lambda hidden: hidden.mean(0),
-    "max": lambda hidden: hidden.amax(0),
-}
-
 Prompt = str | Sequence[int]
-#: An adapter's name, or names with scales.
-Adapters = str | Sequence[tuple[str, float]] | None
 Message = Mapping[str, Any]
 
 
@@ -131,8 +117,9 @@ class LLM:
         self.fingerprint = engine.fingerprint
         self.engine = EngineThread(engine, inbox_size=config.inbox_size)
         self.engine.start()
-        self.merging = AdapterMerging(self.engine)
-        self._adapters_off = False
+        self._adapting = Adapting(self.engine)
+        self.merging = self._adapting.merging
+        self._scoring = Scoring(self.engine, self.tokenizer)
         # Also runs when the interpreter ends: a thread inside torch must not outlive it.
         self._finalizer = weakref.finalize(self, _close, self.engine, self.chat_template)
 
@@ -159,7 +146,7 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | None = None,
         *,
-        adapters: Adapters = None,
+        adapters: AdapterChoice = None,
     ) -> list[Completion]:
         """Continue prompts, all of them in one batch as far as there is room.
 
@@ -176,7 +163,7 @@ class LLM:
         requests = [
             request
             for prompt in self._prompts(prompts)
-            for request in _requests(prompt, params, self._pairs(adapters))
+            for request in requests_for(prompt, params, self._pairs(adapters))
         ]
         return self._collector().completions(requests)
 
@@ -186,7 +173,7 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        adapters: Adapters = None,
+        adapters: AdapterChoice = None,
         **template_variables: Any,
     ) -> Completion | list[Completion]:
         """Answer a conversation, or several.
@@ -222,7 +209,11 @@ class LLM:
         return self.chat_template.render_ids(messages, tools=tools, **template_variables)
 
     def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, adapters: Adapters = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        adapters: AdapterChoice = None,
     ) -> Iterator[Piece]:
         """Continue one prompt piece by piece; closing the iterator ends the request.
 
@@ -233,26 +224,19 @@ class LLM:
         params = params or SamplingParams()
         if params.n != 1:
             raise RequestError("a stream has one completion", param="n")
-        [request] = _requests(self._ids(prompt), params, self._pairs(adapters))
+        [request] = requests_for(self._ids(prompt), params, self._pairs(adapters))
         return self._collector().pieces(request)
 
-    def logits(self, token_ids: Sequence[int], *, adapters: Adapters = None) -> torch.Tensor:
+    def logits(self, token_ids: Sequence[int], *, adapters: AdapterChoice = None) -> torch.Tensor:
         """Logits after each token.
 
         Returns: float32 [T, V] on the CPU.
         """
-        [event] = self._captured([self._ids(token_ids)], "logits", adapters)
-        return torch.from_numpy(event.captured)
+        return self._scoring.logits(self._ids(token_ids), self._pairs(adapters))
 
     def score(self, text: Prompt) -> Score:
         """Log-probability of each token of a text given those before it."""
-        ids = self._ids(text)
-        request = GenerationRequest(
-            prompt_token_ids=tuple(ids), params=replace(_NO_TOKENS, prompt_logprobs=0)
-        )
-        [event] = self._collector().prompts([request])
-        logprobs = [None if entry is None else entry.logprob for entry in event.logprobs]
-        return Score(ids, logprobs, sum(logprobs[1:]))
+        return self._scoring.score(self._ids(text))
 
     def embed(
         self, texts: Prompt | Sequence[Prompt], pooling: str = "last", *, normalize: bool = True
@@ -266,12 +250,7 @@ class LLM:
 
         Returns: float32 [N, D] on the CPU.
         """
-        if pooling not in _POOLINGS:
-            raise UnsupportedError(f"pooling {pooling!r}", _POOLINGS)
-        events = self._captured(self._prompts(texts), "hidden")
-        pooled = [_POOLINGS[pooling](torch.from_numpy(event.captured)) for event in events]
-        embeddings = torch.stack(pooled)
-        return torch.nn.functional.normalize(embeddings, dim=-1) if normalize else embeddings
+        return self._scoring.embed(self._prompts(texts), pooling, normalize)
 
     def tokenize(
         self, text: str, *, add_special: bool = True, parse_special: bool = False
@@ -286,20 +265,18 @@ class LLM:
     @property
     def adapters(self) -> list[str]:
         """Names of the loaded adapters."""
-        return self.engine.adapters.names()
+        return self._adapting.names()
 
     def load_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
         """Load a peft folder or an adapter GGUF; a loaded one of that name is replaced.
 
         Requests that name it are served beside all others; see ``AdapterRegistry.load``.
         """
-        self.engine.adapters.load(name, path)
+        self._adapting.load(name, path)
 
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter; requests that use it are served to their end."""
-        if name in self.merging.merged:
-            raise RequestError(f"adapter {name!r} is merged: unmerge it first", param="name")
-        self.engine.adapters.drop(name)
+        self._adapting.unload(name)
 
     def add_weighted_adapter(
         self,
@@ -310,10 +287,8 @@ class LLM:
         **options: Any,
     ) -> None:
         """Make a new adapter out of loaded ones, as peft does; options as ``lora.combine``."""
-        registry = self.engine.adapters
-        parts = [registry.get(name).adapter for name in names]
         options["combination_type"] = combination_type
-        registry.add(combine(new_name, parts, weights, registry.targets, **options))
+        self._adapting.combine(names, weights, new_name, **options)
 
     def merge_adapter(
         self, name: str, scale: float = 1.0, *, merge_dtype: str = "f16"
@@ -328,38 +303,15 @@ class LLM:
         """Take a merged adapter out again: the weights have their old bytes back."""
         self.merging.unmerge(name)
 
-    @contextlib.contextmanager
-    def disable_adapter(self) -> Iterator[None]:
+    def disable_adapter(self) -> contextlib.AbstractContextManager[None]:
         """For the duration of a block, the model is the bare one, merged adapters included."""
-        with self.merging.disabled():
-            self._adapters_off = True
-            try:
-                yield
-            finally:
-                self._adapters_off = False
+        return self._adapting.disabled()
 
     def _collector(self) -> Collector:
         return Collector(self.engine, self.tokenizer)
 
-    def _pairs(self, adapters: Adapters) -> tuple[tuple[str, float], ...]:
-        if adapters is None or self._adapters_off:
-            return ()
-        return ((adapters, 1.0),) if isinstance(adapters, str) else tuple(map(tuple, adapters))
-
-    def _captured(
-        self, prompts: Sequence[Sequence[int]], what: Capture, adapters: Adapters = None
-    ) -> list[PromptEvent]:
-        return self._collector().prompts(
-            [
-                GenerationRequest(
-                    prompt_token_ids=tuple(ids),
-                    params=_NO_TOKENS,
-                    capture=what,
-                    adapters=self._pairs(adapters),
-                )
-                for ids in prompts
-            ]
-        )
+    def _pairs(self, adapters: AdapterChoice) -> tuple[tuple[str, float], ...]:
+        return self._adapting.pairs(adapters)
 
     def _ids(self, prompt: Prompt) -> list[int]:
         return self.tokenize(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
@@ -368,21 +320,6 @@ class LLM:
         """One prompt or several, as lists of ids."""
         single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral))
         return [self._ids(prompt) for prompt in ([prompts] if single else prompts)]
-
-
-def _requests(
-    ids: Sequence[int], params: SamplingParams, adapters: tuple[tuple[str, float], ...]
-) -> list[GenerationRequest]:
-    """``n`` requests for one prompt, each with a seed of its own."""
-    seed = random_seed() if params.seed is None else params.seed
-    return [
-        GenerationRequest(
-            prompt_token_ids=tuple(ids),
-            params=replace(params, n=1, seed=child_seed(seed, index)),
-            adapters=adapters,
-        )
-        for index in range(params.n)
-    ]
 
 
 def _chat_template(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate | None:
