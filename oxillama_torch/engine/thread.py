@@ -19,7 +19,13 @@ from typing import Any, TypeVar
 import torch
 
 from oxillama_torch.engine.engine import Delivery, Engine, on_device
-from oxillama_torch.engine.request import ErrorEvent, Event, GenerationRequest, RequestHandle
+from oxillama_torch.engine.request import (
+    ErrorEvent,
+    Event,
+    GenerationRequest,
+    Pooling,
+    RequestHandle,
+)
 from oxillama_torch.errors import CapacityError, EngineError, RequestError
 from oxillama_torch.lora.registry import AdapterRegistry
 from oxillama_torch.sampling.philox import random_seed
@@ -70,6 +76,11 @@ class EngineThread:
     @property
     def vocab_size(self) -> int:
         return self._engine.vocab_size
+
+    @property
+    def pooling(self) -> Pooling:
+        """What makes an embedding where a request does not say, by the model's file."""
+        return self._engine.model.config.pooling
 
     @property
     def adapters(self) -> AdapterRegistry | None:

@@ -65,9 +65,9 @@ _ROWS = (
         rope_style="neox",
         qkv_bias=True,
         # early converters wrote use_parallel_residual into files of a model that has none
-        ignored=("use_parallel_residual", "pooling_type"),
+        ignored=("use_parallel_residual",),
     ),
-    Architecture(name="qwen3", rope_style="neox", qk_norm=True, ignored=("pooling_type",)),
+    Architecture(name="qwen3", rope_style="neox", qk_norm=True),
     Architecture(
         name="qwen3moe",
         rope_style="neox",

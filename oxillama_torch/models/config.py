@@ -20,6 +20,8 @@ _MAX_LAYERS = 4096
 _MAX_SIZE = 1 << 24
 _SOFTMAX_GATING = 1  # llama.cpp's LLAMA_EXPERT_GATING_FUNC_TYPE_SOFTMAX
 
+_POOLINGS = {0: "last", 1: "mean", 2: "first", 3: "last"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerConfig:
@@ -72,6 +74,7 @@ class ModelConfig:
         experts: None for dense feed-forward layers.
         embedding_scale, residual_scale: factors of the embedding and of what each sublayer adds.
         logit_scale: the logits are divided by it.
+        pooling: what makes an embedding of a text's hidden states where nobody says.
     """
 
     architecture: Architecture
@@ -89,6 +92,7 @@ class ModelConfig:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
+    pooling: str = "last"
 
     @property
     def num_layers(self) -> int:
@@ -122,6 +126,7 @@ class ModelConfig:
             rope=_read_rope(keys, architecture, key_dim),
             norm_eps=keys.get("attention.layer_norm_rms_epsilon", float, at_least=0.0),
             experts=_read_experts(keys, architecture),
+            pooling=_read_pooling(keys),
             **_read_scales(keys, architecture, key_dim),
         )
         _check_understood(keys, architecture)
@@ -243,6 +248,14 @@ def _read_scales(keys: _Keys, architecture: Architecture, key_dim: int) -> dict[
         "residual_scale": keys.factor("residual_scale"),
         "logit_scale": keys.factor("logit_scale"),
     }
+
+
+def _read_pooling(keys: _Keys) -> str:
+    """llama.cpp's numbers; files of models that were made to write say 0 or nothing."""
+    number = keys.get("pooling_type", int, 0, at_least=0)
+    if number not in _POOLINGS:
+        raise UnsupportedError(f"{keys.prefix}pooling_type = {number}", map(str, _POOLINGS))
+    return _POOLINGS[number]
 
 
 def _check_understood(keys: _Keys, architecture: Architecture) -> None:

@@ -50,6 +50,13 @@ def test_head_sizes_are_not_hidden_by_heads():
     assert config.attention_scale == 96**-0.5
 
 
+def test_the_file_says_how_embeddings_are_pooled():
+    found = [read(pooling_type=number).pooling for number in (None, 0, 1, 2, 3)]
+    assert found == ["last", "last", "mean", "first", "last"]
+    with pytest.raises(UnsupportedError, match="pooling_type = 4"):  # a reranker's
+        read(pooling_type=4)
+
+
 def test_arrays_give_one_value_per_layer():
     config = read(
         attention__head_count_kv=np.array([8, 4, 2], np.uint32),
