@@ -102,6 +102,10 @@ class ServerConfig:
         adapter_root: folder that adapters may be loaded from over HTTP; None: not over HTTP.
         admin_token: bearer token of ``/admin/*``; None: clients on this machine need none, others
             are refused.
+        models: further models loaded at start, ``name=path`` each.
+        model_root: folder that models may be loaded from over HTTP; None: not over HTTP.
+        max_models: most models loaded at once; the one used longest ago makes room.
+        model_memory_bytes: for all models together; None: no limit.
     """
 
     host: str = "127.0.0.1"
@@ -119,16 +123,22 @@ class ServerConfig:
     loras: tuple[str, ...] = ()
     adapter_root: Path | None = None
     admin_token: str | None = None
+    models: tuple[str, ...] = ()
+    model_root: Path | None = None
+    max_models: int = 4
+    model_memory_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise UnsupportedError(f"port must be between 0 and 65535, got {self.port}")
-        if self.max_streams < 1 or self.max_body_bytes < 1:
-            raise UnsupportedError("max_streams and max_body_bytes must be at least 1")
-        for spec in self.loras:
-            name, _, path = spec.partition("=")
-            if not name or not path:
-                raise UnsupportedError(f"adapter {spec!r}", ("name=path",))
+        for name in ("max_streams", "max_body_bytes", "max_models"):
+            if getattr(self, name) < 1:
+                raise UnsupportedError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for kind, specs in (("adapter", self.loras), ("model", self.models)):
+            for spec in specs:
+                name, _, path = spec.partition("=")
+                if not name or not path:
+                    raise UnsupportedError(f"{kind} {spec!r}", ("name=path",))
 
 
 def from_environment(config: EngineConfig | ServerConfig) -> EngineConfig | ServerConfig:

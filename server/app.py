@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from flask import Flask
 
 from oxillama_torch.config import EngineConfig, ServerConfig, from_environment
@@ -12,6 +14,7 @@ from oxillama_torch.server.lifecycle import Lifecycle
 from oxillama_torch.server.native import routes as native
 from oxillama_torch.server.openai import chat, completions, models
 from oxillama_torch.server.output_thread import OutputThread
+from oxillama_torch.server.pool import Services
 from oxillama_torch.server.service import Service
 from oxillama_torch.server.watcher import DisconnectWatcher
 
@@ -36,19 +39,26 @@ def create_app(config: ServerConfig | None = None, engine: LLM | Service | None 
     app = Flask(__name__, static_folder=None)
     app.json.sort_keys = False
     app.extensions["service"] = service
+    services = Services(service, service.config)
+    app.extensions["services"] = services
     app.extensions["disconnect_watcher"] = DisconnectWatcher()
     app.extensions["lifecycle"] = Lifecycle()
     app.extensions["output_thread"] = OutputThread(
         service.config.ping_interval_s, service.config.send_timeout_s
     )
     http.install(app, service.config)
+    app.teardown_request(services.end_of_request)
     errors.install(app)
     for module in (chat, completions, models, native, loras):
-        app.register_blueprint(module.blueprint(service))
+        app.register_blueprint(module.blueprint(services))
+    for spec in service.config.models:
+        name, _, path = spec.partition("=")
+        services.load(name, Path(path))
     return app
 
 
 def close_app(app: Flask) -> None:
-    """Stop the application's own threads; the engine is its owner's."""
+    """Stop the application's own threads and models; the engine given at start is its owner's."""
+    app.extensions["services"].close()
     app.extensions["disconnect_watcher"].close()
     app.extensions["output_thread"].close()

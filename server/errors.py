@@ -79,13 +79,13 @@ def install(app: Flask) -> None:
         if isinstance(error, pydantic.ValidationError):
             error = from_validation(error)
         status = status_of(error)
-        if status >= 500:
+        if status >= 500 and not isinstance(error, RequestError):
             log.error("request %s failed", g.get("request_id"), exc_info=error)
         response = jsonify(envelope(error))
         if isinstance(error, CapacityError):
             response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
         elif status == 503:
-            response.headers["Retry-After"] = "1"
+            response.headers["Retry-After"] = str(getattr(error, "retry_after_s", 1))
         if status == 405 and isinstance(error, HTTPException):
             response.headers["Allow"] = ", ".join(getattr(error, "valid_methods", None) or [])
         return response, status

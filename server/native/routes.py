@@ -7,19 +7,21 @@ from flask import Blueprint, Response, jsonify
 from oxillama_torch import __version__
 from oxillama_torch.errors import RequestError, UnsupportedError
 from oxillama_torch.server.http import json_body
+from oxillama_torch.server.pool import Services
 from oxillama_torch.server.schemas.native import DetokenizeBody, TokenizeBody
 from oxillama_torch.server.service import Service
 
 __all__ = ["blueprint"]
 
 
-def blueprint(service: Service) -> Blueprint:
+def blueprint(services: Services) -> Blueprint:
     """Routes of llama-server's dialect."""
+    service = services.default
     routes = Blueprint("native", __name__)
 
     @routes.get("/health")
     def health() -> tuple[Response, int]:
-        if not service.engine.alive:
+        if not all(service.engine.alive for service in services.ready()):
             return jsonify({"status": "error", "version": __version__}), 503
         return jsonify({"status": "ok", "version": __version__}), 200
 

@@ -13,6 +13,7 @@ from oxillama_torch.server.http import json_body, new_id
 from oxillama_torch.server.openai.logprobs import chat_logprob
 from oxillama_torch.server.openai.usage import Usage
 from oxillama_torch.server.output import Finished, Output, Piece, Started
+from oxillama_torch.server.pool import Services
 from oxillama_torch.server.schemas.chat import ChatBody
 from oxillama_torch.server.service import Service
 from oxillama_torch.server.turn import start_turn
@@ -20,7 +21,7 @@ from oxillama_torch.server.turn import start_turn
 __all__ = ["blueprint"]
 
 
-def blueprint(service: Service) -> Blueprint:
+def blueprint(services: Services) -> Blueprint:
     """Routes of chat completions."""
     routes = Blueprint("chat", __name__)
 
@@ -28,7 +29,8 @@ def blueprint(service: Service) -> Blueprint:
     def create() -> Response:
         body = ChatBody.model_validate(json_body())
         ignored = body.ignored_fields()
-        adapters = service.require_model(body.model) + body.adapters()
+        service, adapters = services.find(body.model)
+        adapters += body.adapters()
         include_usage = body.include_usage()
         params = body.sampling_params(service.tokenizer.vocab_size)
         turn = body.turn(params, adapters)

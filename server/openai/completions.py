@@ -14,13 +14,14 @@ from oxillama_torch.server.http import json_body, new_id
 from oxillama_torch.server.openai.logprobs import completion_logprobs
 from oxillama_torch.server.openai.usage import Usage
 from oxillama_torch.server.output import Finished, Generation, Output, Piece, Started
+from oxillama_torch.server.pool import Services
 from oxillama_torch.server.schemas.completions import CompletionBody
 from oxillama_torch.server.service import Service
 
 __all__ = ["blueprint"]
 
 
-def blueprint(service: Service) -> Blueprint:
+def blueprint(services: Services) -> Blueprint:
     """Routes of text completions."""
     routes = Blueprint("completions", __name__)
 
@@ -28,7 +29,8 @@ def blueprint(service: Service) -> Blueprint:
     def create() -> Response:
         body = CompletionBody.model_validate(json_body())
         ignored = body.ignored_fields()
-        adapters = service.require_model(body.model) + body.adapters()
+        service, adapters = services.find(body.model)
+        adapters += body.adapters()
         body.include_usage()
         prompts = body.prompts(service.tokenizer)
         params = body.sampling_params(service.tokenizer.vocab_size)

@@ -17,3 +17,4 @@ class LoadAdapterBody(StrictModel):
     name: Annotated[str, Field(min_length=1, max_length=128)]
     path: Annotated[str, Field(min_length=1)]
     pinned: bool = False
+    model: str | None = None
