@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from flask import Response, current_app, g, request
 
 from oxillama_torch.server import sse
+from oxillama_torch.server.embedding import Embedding
 from oxillama_torch.server.event_stream import EventStream, Form
 from oxillama_torch.server.http import client_socket
 from oxillama_torch.server.lifecycle import Lifecycle
@@ -26,7 +27,9 @@ def deadline_of(service: Service) -> float | None:
     return None if timeout_s is None else time.monotonic() + timeout_s
 
 
-def answer(generation: Generation, form: Form, *, stream: bool, ignored: list[str]) -> Response:
+def answer(
+    generation: Generation | Embedding, form: Form, *, stream: bool, ignored: list[str]
+) -> Response:
     """The response to a request whose generation has been submitted.
 
     Args:

@@ -12,7 +12,7 @@ from oxillama_torch.server import errors, http
 from oxillama_torch.server.admin import loras
 from oxillama_torch.server.lifecycle import Lifecycle
 from oxillama_torch.server.native import routes as native
-from oxillama_torch.server.openai import chat, completions, models
+from oxillama_torch.server.openai import chat, completions, embeddings, models
 from oxillama_torch.server.output_thread import OutputThread
 from oxillama_torch.server.pool import Services
 from oxillama_torch.server.service import Service
@@ -49,7 +49,7 @@ def create_app(config: ServerConfig | None = None, engine: LLM | Service | None 
     http.install(app, service.config)
     app.teardown_request(services.end_of_request)
     errors.install(app)
-    for module in (chat, completions, models, native, loras):
+    for module in (chat, completions, embeddings, models, native, loras):
         app.register_blueprint(module.blueprint(services))
     for spec in service.config.models:
         name, _, path = spec.partition("=")

@@ -23,6 +23,7 @@ from oxillama_torch.engine.request import (
 from oxillama_torch.errors import EngineError, RequestError
 from oxillama_torch.sampling.params import SamplingParams
 from oxillama_torch.sampling.philox import child_seed, random_seed
+from oxillama_torch.server.priority import current_priority
 from oxillama_torch.server.service import Service
 from oxillama_torch.tokenizer.text_stream import TextStream
 
@@ -155,7 +156,11 @@ class Generation:
     ) -> None:
         index = len(self.choices)
         request = GenerationRequest(
-            prompt_token_ids=prompt, params=params, deadline=deadline, adapters=self._adapters
+            prompt_token_ids=prompt,
+            params=params,
+            deadline=deadline,
+            adapters=self._adapters,
+            priority=current_priority(),
         )
         handle = self._service.engine.submit(
             request, sink=lambda _, event: self._receive(index, event)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from oxillama_torch.errors import RequestError
 
-__all__ = ["GenerationBody", "StreamOptions", "StrictModel"]
+__all__ = ["GenerationBody", "ModelBody", "StreamOptions", "StrictModel"]
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -30,33 +30,14 @@ class StreamOptions(StrictModel):
     include_usage: bool = False
 
 
-class GenerationBody(StrictModel):
-    """Fields of ``/v1/completions`` and ``/v1/chat/completions`` with one meaning in both.
-
-    ``top_k`` to ``ignore_eos`` are the usual extensions of local servers.
-    """
+class ModelBody(StrictModel):
+    """Fields of every body that names a model; ``lora`` is an extension."""
 
     # Fields that would change the answer and are not served: refused, never ignored.
     REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
     model: str
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
-    stop: str | list[str] | None = None
-    seed: int | None = None
-    presence_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[str, Annotated[Finite, Field(ge=-100, le=100)]] | None = None
     user: str | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    min_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[Finite, Field(gt=0)] | None = None
-    stop_token_ids: list[int] | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
-    ignore_eos: bool = False
     lora: str | list[LoraChoice] | None = None
 
     def ignored_fields(self) -> list[str]:
@@ -72,6 +53,36 @@ class GenerationBody(StrictModel):
                     param=name,
                 )
         return sorted(ignored)
+
+    def adapters(self) -> tuple[tuple[str, float], ...]:
+        """(name, scale) of the adapters that ``lora`` names."""
+        if isinstance(self.lora, str):
+            return ((self.lora, 1.0),)
+        return tuple((choice.name, choice.scale) for choice in self.lora or ())
+
+
+class GenerationBody(ModelBody):
+    """Fields of ``/v1/completions`` and ``/v1/chat/completions`` with one meaning in both.
+
+    ``top_k`` to ``ignore_eos`` are the usual extensions of local servers.
+    """
+
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    presence_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[str, Annotated[Finite, Field(ge=-100, le=100)]] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    min_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[Finite, Field(gt=0)] | None = None
+    stop_token_ids: list[int] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    ignore_eos: bool = False
 
     def base_params(self, vocab_size: int) -> dict[str, Any]:
         """Keyword arguments of SamplingParams for the shared fields."""
@@ -109,12 +120,6 @@ class GenerationBody(StrictModel):
             # OpenAI's -100 means "never": make it exact.
             biases[int(key)] = float("-inf") if value <= -100 else value
         return biases
-
-    def adapters(self) -> tuple[tuple[str, float], ...]:
-        """(name, scale) of the adapters that ``lora`` names."""
-        if isinstance(self.lora, str):
-            return ((self.lora, 1.0),)
-        return tuple((choice.name, choice.scale) for choice in self.lora or ())
 
     def include_usage(self) -> bool:
         """Whether a stream ends with a usage chunk."""
