@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import get_args
 
 import torch
 
 from oxillama_torch.completion import Collector, Score
-from oxillama_torch.engine.request import Capture, GenerationRequest, PromptEvent
+from oxillama_torch.engine.request import Capture, GenerationRequest, Pooling, PromptEvent
 from oxillama_torch.engine.thread import EngineThread
 from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.sampling.params import SamplingParams
@@ -20,13 +21,6 @@ from oxillama_torch.tokenizer.tokenizer import Tokenizer
 __all__ = ["Scoring"]
 
 _NO_TOKENS = SamplingParams(max_tokens=0, temperature=0)
-
-_POOLINGS = {
-    "last": lambda hidden: hidden[-1],
-    "first": lambda hidden: hidden[0],
-    "mean": lambda hidden: hidden.mean(0),
-    "max": lambda hidden: hidden.amax(0),
-}
 
 Pairs = tuple[tuple[str, float], ...]
 
@@ -66,19 +60,26 @@ class Scoring:
 
         Returns: float32 [N, D] on the CPU.
         """
-        if pooling not in _POOLINGS:
-            raise UnsupportedError(f"pooling {pooling!r}", _POOLINGS)
-        events = self._captured(prompts, "hidden", ())
-        pooled = [_POOLINGS[pooling](torch.from_numpy(event.captured)) for event in events]
-        embeddings = torch.stack(pooled)
+        if pooling not in get_args(Pooling):
+            raise UnsupportedError(f"pooling {pooling!r}", get_args(Pooling))
+        events = self._captured(prompts, "hidden", (), pooling)
+        embeddings = torch.cat([torch.from_numpy(event.captured) for event in events])
         return torch.nn.functional.normalize(embeddings, dim=-1) if normalize else embeddings
 
     def _captured(
-        self, prompts: Sequence[Sequence[int]], what: Capture, adapters: Pairs
+        self,
+        prompts: Sequence[Sequence[int]],
+        what: Capture,
+        adapters: Pairs,
+        pooling: Pooling | None = None,
     ) -> list[PromptEvent]:
         requests = [
             GenerationRequest(
-                prompt_token_ids=tuple(ids), params=_NO_TOKENS, capture=what, adapters=adapters
+                prompt_token_ids=tuple(ids),
+                params=_NO_TOKENS,
+                capture=what,
+                pooling=pooling,
+                adapters=adapters,
             )
             for ids in prompts
         ]
