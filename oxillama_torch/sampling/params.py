@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from oxillama_torch.errors import RequestError
+from oxillama_torch.sampling.constraint import Constraint
 
 __all__ = ["SamplingParams", "TokenLogprobs"]
 
@@ -53,6 +54,7 @@ class SamplingParams:
             0: the chosen token's only.
         prompt_logprobs: the same for every prompt token.
         n: number of independent completions.
+        constraint: what the output must look like; None: anything.
     """
 
     max_tokens: int | None = 256
@@ -72,6 +74,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     n: int = 1
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
