@@ -102,6 +102,9 @@ class ServerConfig:
         adapter_root: folder that adapters may be loaded from over HTTP; None: not over HTTP.
         admin_token: bearer token of ``/admin/*``; None: clients on this machine need none, others
             are refused.
+        store: SQLite file or database URL for what outlives a request; None: a private one that
+            goes with the process.
+        blobs: folder of files' contents; None: beside the SQLite file.
         models: further models loaded at start, ``name=path`` each.
         model_root: folder that models may be loaded from over HTTP; None: not over HTTP.
         max_models: most models loaded at once; the one used longest ago makes room.
@@ -123,6 +126,8 @@ class ServerConfig:
     loras: tuple[str, ...] = ()
     adapter_root: Path | None = None
     admin_token: str | None = None
+    store: str | None = None
+    blobs: Path | None = None
     models: tuple[str, ...] = ()
     model_root: Path | None = None
     max_models: int = 4

@@ -55,6 +55,12 @@ def serve(
         Path | None, typer.Option(help="Let /admin/loras load adapters from this folder.")
     ] = None,
     admin_token: Annotated[str | None, typer.Option(help="Bearer token of /admin.")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Keep responses and files: SQLite file or PostgreSQL URL.")
+    ] = None,
+    blobs: Annotated[
+        Path | None, typer.Option(help="Folder of files' contents (beside the SQLite file).")
+    ] = None,
 ) -> None:
     """Serve an OpenAI-compatible API."""
     engine = engine_config(
@@ -77,6 +83,8 @@ def serve(
         "loras": tuple(lora) if lora else None,
         "adapter_root": adapter_root,
         "admin_token": admin_token,
+        "store": store,
+        "blobs": blobs,
     }
     given = {name: value for name, value in given.items() if value is not None}
     server = replace(from_environment(ServerConfig()), **given)

@@ -1,0 +1,150 @@
+"""The store: one writer, many readers, blobs, and what is done once at start."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from pathlib import Path
+from typing import TypeVar
+
+from sqlalchemy import func, select
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session
+
+from oxillama_torch.config import ServerConfig
+from oxillama_torch.errors import UnsupportedError
+from oxillama_torch.server.store import schema
+from oxillama_torch.server.store.blobs import Blobs
+from oxillama_torch.server.store.database import open_engines, parse_url, reason_of
+from oxillama_torch.server.store.errors import StoreError
+from oxillama_torch.server.store.tables import Base
+from oxillama_torch.server.store.writer import Writer
+
+__all__ = ["Store"]
+
+T = TypeVar("T")
+
+# A worker that takes over from one that is ending waits for it so long.
+_TAKE_OVER_S = 5.0
+_LONGEST_WRITE_S = 60.0
+
+
+class Store:
+    """Rows and blobs of one server.
+
+    Args:
+        config: ``store`` is a SQLite file or a URL; None: a private one that goes with the process.
+
+    Raises:
+        UnsupportedError: cannot be opened, is newer than this build, or is in use.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._temporary = None
+        self._lock_fd: int | None = None
+        location = config.store
+        if location is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="oxillama-store-")
+            location = os.path.join(self._temporary.name, "store.db")
+        url = parse_url(location)
+        folder = _blob_folder(url.database, url.get_backend_name(), config.blobs)
+        self.blobs = Blobs(folder)
+        self._lock_fd = _lock(folder)
+        durable = self._temporary is None
+        write_engine, self._read_engine = open_engines(url, durable=durable)
+        schema.prepare(write_engine)
+        with write_engine.connect() as connection:
+            tables = [t for t in Base.metadata.tables.values() if "seq" in t.columns]
+            seqs = [connection.scalar(select(func.max(t.c.seq))) or 0 for t in tables]
+        self._writer = Writer(write_engine, max(seqs))
+        self._start_hooks: list[Callable[[], None]] = []
+
+    @property
+    def healthy(self) -> bool:
+        """False once the disk has failed under a commit: nothing is acknowledged any more."""
+        return self._writer.failed is None
+
+    def submit(self, function: Callable[[Session], T]) -> Future[T]:
+        """As ``write``, without waiting. The future's callbacks run on the writing thread."""
+        return self._writer.submit(function)
+
+    def write(self, function: Callable[[Session], T]) -> T:
+        """Run ``function(session)`` and return its result once its changes are on the disk.
+
+        It may be run again when the database fails half-way, so it must change nothing but rows.
+
+        Raises:
+            what it raises: its changes alone are undone. StoreError: locked, full, gone.
+        """
+        try:
+            return self.submit(function).result(timeout=_LONGEST_WRITE_S)
+        except FutureTimeout:
+            raise StoreError("the database is too slow") from None
+        except OperationalError as error:
+            raise StoreError(reason_of(error)) from error
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session for reading; rows stay usable after the block.
+
+        Raises:
+            StoreError: locked, gone.
+        """
+        try:
+            with Session(self._read_engine, expire_on_commit=False) as session:
+                yield session
+        except (OperationalError, PoolTimeout) as error:
+            raise StoreError(reason_of(error)) from error
+        except SQLAlchemyError as error:
+            raise StoreError("the database cannot be used") from error
+
+    def on_start(self, hook: Callable[[], None]) -> None:
+        """Have ``hook`` called once, when the application is complete: to resume what a crash cut."""
+        self._start_hooks.append(hook)
+
+    def start(self) -> None:
+        """Call the start hooks."""
+        for hook in self._start_hooks:
+            hook()
+        self._start_hooks.clear()
+
+    def close(self) -> None:
+        """Write what waits and let go of the database."""
+        self._writer.close()
+        self._read_engine.dispose()
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+
+def _blob_folder(database: str, backend: str, configured: Path | None) -> Path:
+    if configured is not None:
+        return configured
+    if backend != "sqlite":
+        raise UnsupportedError("a PostgreSQL store without a folder for blobs (--blobs)")
+    return Path(f"{database}.blobs")
+
+
+def _lock(folder: Path) -> int:
+    """Hold the store for this process: a second server would take over what the first is doing."""
+    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + _TAKE_OVER_S
+    while True:
+        try:
+            # A record lock: it belongs to this process, not to children that inherit the file.
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except OSError:
+            if time.monotonic() > deadline:
+                os.close(fd)
+                raise UnsupportedError("a store that another server is using") from None
+            time.sleep(0.05)

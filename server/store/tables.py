@@ -1,0 +1,71 @@
+"""Tables: what every row has, and the rows of responses, conversations and stored completions."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, LargeBinary
+from sqlalchemy.orm import DeclarativeBase, Mapped, deferred, mapped_column
+
+__all__ = ["Base", "CompletionRow", "ConversationRow", "ItemRow", "ResponseRow", "Row"]
+
+
+class Base(DeclarativeBase):
+    """All tables of the store."""
+
+    type_annotation_map = {dict[str, Any]: JSON, list[Any]: JSON}
+
+
+class Row(Base):
+    """What every row has.
+
+    ``data`` is the object as it goes over the wire. A change inside of it is not noticed: assign
+    a new one. ``seq`` orders rows by creation; the writer numbers them.
+    """
+
+    __abstract__ = True
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, unique=True)
+    created_at: Mapped[int] = mapped_column(BigInteger, default=lambda: int(time.time()))
+    data: Mapped[dict[str, Any]]
+
+
+class ResponseRow(Row):
+    """A response: ``data`` is the response object.
+
+    ``input`` holds its own input items, ``request`` the body it was created with, ``events`` the
+    stream of a background response, one JSON object a line.
+    """
+
+    __tablename__ = "responses"
+
+    status: Mapped[str] = mapped_column(index=True)
+    input: Mapped[list[Any]]
+    request: Mapped[dict[str, Any]]
+    attempts: Mapped[int] = mapped_column(default=0)
+    events: Mapped[bytes | None] = deferred(mapped_column(LargeBinary))
+
+
+class ConversationRow(Row):
+    """A conversation: ``data`` is the conversation object."""
+
+    __tablename__ = "conversations"
+
+
+class ItemRow(Row):
+    """An item of a conversation. Its id is unique within the conversation only."""
+
+    __tablename__ = "conversation_items"
+
+    parent_id: Mapped[str] = mapped_column(primary_key=True)
+
+
+class CompletionRow(Row):
+    """A stored chat completion: ``data`` is the completion, ``messages`` what it answers."""
+
+    __tablename__ = "chat_completions"
+
+    model: Mapped[str] = mapped_column(index=True)
+    messages: Mapped[list[Any]]
