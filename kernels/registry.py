@@ -38,6 +38,7 @@ __all__ = [
     "declare",
     "explain",
     "forget_choices",
+    "format_rules",
     "load_file",
     "missing_modules",
     "observed",
@@ -86,6 +87,7 @@ class Kernel:
         refuse: returns why this backend cannot serve a call, or None when it can.
         priority: among those that can, the highest is chosen when no rule names one.
         unless_asked: returns why it is not chosen for a call unless a rule names it, or None.
+        error: relative L2 error that it states beyond the rounding of the activations' dtype.
     """
 
     op: str
@@ -94,6 +96,7 @@ class Kernel:
     refuse: Callable[[Call], str | None]
     priority: int
     unless_asked: Callable[[Call], str | None]
+    error: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,7 @@ def register(
     capability: Callable[[Call], str | None] | None = None,
     unless_asked: Callable[[Call], str | None] | None = None,
     priority: int = 0,
+    error: float = 0.0,
 ) -> Callable[[Callable], Callable]:
     """Decorator that adds a backend to an op.
 
@@ -139,6 +143,8 @@ def register(
         capability: further reason to refuse a call, or None.
         unless_asked: reason not to be chosen unless a rule names the backend, or None.
         priority: the highest that can serve wins by default.
+        error: relative L2 error of a result that is its own doing, such as activations rounded to
+            8 bits; ``oxillama kernels check`` allows it.
 
     Raises:
         ValueError: the (op, backend) pair is taken.
@@ -161,7 +167,7 @@ def register(
             if backend in backends:
                 raise ValueError(f"{op}={backend} is registered already")
             backends[backend] = Kernel(
-                op, backend, function, refuse, priority, unless_asked or (lambda call: None)
+                op, backend, function, refuse, priority, unless_asked or (lambda call: None), error
             )
             _cache.clear()
         return function
@@ -260,6 +266,16 @@ def parse_rules(spec: str) -> tuple[Rule, ...]:
             raise UnsupportedError(f"unknown GGML type {type_name!r}", GGMLType.__members__)
         rules.append(rule)
     return tuple(rules)
+
+
+def format_rules(rules: tuple[Rule, ...]) -> str:
+    """The spec string that ``parse_rules`` would make ``rules`` of."""
+    return ",".join(
+        f"{rule.op}.{rule.type.lower()}={rule.backend}"
+        if rule.type
+        else f"{rule.op}={rule.backend}"
+        for rule in rules
+    )
 
 
 _rules: tuple[Rule, ...] = ()

@@ -90,7 +90,13 @@ def _pack(weight: PackedTensor) -> tuple[Tensor, Tensor]:
 
 
 @register(
-    "quant_matmul", "cpu", types=set(TYPES), devices=("cpu",), numerics=("fast",), priority=20
+    "quant_matmul",
+    "cpu",
+    types=set(TYPES),
+    devices=("cpu",),
+    numerics=("fast",),
+    priority=20,
+    error=1e-2,
 )
 def quant_matmul(x: Tensor, weight: PackedTensor, bias: Tensor | None = None) -> Tensor:
     """Arguments as those of :func:`oxillama_torch.kernels.quant_matmul.op.quant_matmul`."""

@@ -77,6 +77,7 @@ def launch(
     devices=DEVICES,
     numerics=("fast",),
     priority=priority(3),
+    error=2e-2,
 )
 def quant_matmul(
     x: torch.Tensor, weight: PackedTensor, bias: torch.Tensor | None = None

@@ -1,30 +1,24 @@
-"""Compare a backend of an op on packed weights with the reference, on fresh random data.
-
-Shapes: M rows, N outputs, K inputs, E experts.
-"""
+"""Compare a backend with the reference of its op: on random operands, or on a model's own."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
-from oxillama_torch.gguf.types import row_bytes
-from oxillama_torch.kernels import formats, registry
-from oxillama_torch.kernels.formats import PackedTensor
-from oxillama_torch.kernels.registry import Call, Kernel
+from oxillama_torch.bench.cases import Case
+from oxillama_torch.kernels import registry
+from oxillama_torch.kernels.registry import Kernel
 
-__all__ = ["CHECKED_OPS", "Check", "check_kernel", "random_weight"]
-
-CHECKED_OPS = ("embedding", "quant_matmul", "quant_matmul_experts")
-_EXPERTS = 3
+__all__ = ["Check", "check_case"]
 
 # Relative L2 error allowed, by dtype of the activations: the rounding of the result, and where
 # tensor cores want it, of the weights.
 _BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Check:
     """Errors of one backend against the reference.
 
@@ -46,57 +40,34 @@ class Check:
         return self.refused is None and not self.nans and self.relative_l2 <= self.bound
 
 
-def random_weight(type_name: str, rows: int, columns: int) -> PackedTensor:
-    """Random blocks whose float16 scales are small positive numbers, or random plain weights."""
-    format = formats.get(type_name)
-    data = torch.randint(0, 256, (rows * row_bytes(format.type, columns),), dtype=torch.uint8)
-    weight = PackedTensor.from_bytes(type_name, data, (rows, columns))
-    for plane in weight.planes.values():
-        if plane.is_floating_point() and format.block_weights > 1:
-            plane.copy_(torch.rand(plane.shape) * 0.01 + 0.001)
-        elif plane.is_floating_point():
-            plane.copy_(torch.randn(plane.shape))
-    return weight
+def check_case(kernel: Kernel, case: Case) -> Check:
+    """Run a backend and the reference on the same operands.
 
-
-def check_kernel(
-    kernel: Kernel, type_name: str, shape: tuple[int, int, int], device: str, dtype: torch.dtype
-) -> Check:
-    """Run a backend and the reference on the same random operands.
-
-    Args:
-        kernel: of one of CHECKED_OPS.
-        shape: (M, N, K).
-        device: ``"cpu"`` or ``"cuda"``.
-        dtype: of the activations.
+    Where a call gives several tensors, each is compared and the worst figures are reported.
     """
-    rows, outputs, inputs = shape
-    call = Call(device, dtype, type=type_name, m=rows)
-    reasons = [kernel.refuse(call), kernel.refuse(Call(device, dtype, "fast", type_name, rows))]
+    calls = [replace(case.call, numerics=numerics) for numerics in ("invariant", "fast")]
+    reasons = [kernel.refuse(call) for call in calls]
     if all(reasons):
         return Check(refused=reasons[0])
-    reference = next(k for k, _ in registry.candidates(kernel.op, call) if k.backend == "reference")
-    arguments = _arguments(kernel.op, type_name, shape, device, dtype)
-    got, wanted = (k.function(*arguments).double() for k in (kernel, reference))
-    error = got - wanted
-    return Check(
-        max_abs=error.abs().max().item(),
-        relative_l2=(error.norm() / wanted.norm()).item(),
-        cosine=torch.cosine_similarity(got.flatten(), wanted.flatten(), dim=0).item(),
-        nans=int(got.isnan().sum()),
-        bound=_BOUNDS[dtype],
+    reference = next(
+        k for k, _ in registry.candidates(case.op, case.call) if k.backend == "reference"
     )
+    bound = _BOUNDS[case.call.dtype] + kernel.error
+    pairs = zip(case.run(kernel), case.run(reference), strict=True)
+    return _worst([_compare(got, wanted) for got, wanted in pairs], bound)
 
 
-def _arguments(
-    op: str, type_name: str, shape: tuple[int, int, int], device: str, dtype: torch.dtype
-) -> tuple:
-    rows, outputs, inputs = shape
-    experts = _EXPERTS if op == "quant_matmul_experts" else 1
-    weight = random_weight(type_name, experts * outputs, inputs).to(device)
-    x = torch.randn(rows, inputs, dtype=dtype, device=device)
-    if op == "embedding":
-        return torch.randint(0, outputs, (rows,), device=device), weight, dtype
-    if op == "quant_matmul_experts":
-        return x, weight, torch.randint(0, experts, (rows,), device=device), experts
-    return x, weight, torch.randn(outputs, device=device)
+def _compare(got: torch.Tensor, wanted: torch.Tensor) -> tuple[float, float, float, int]:
+    """(max abs error, relative L2 error, cosine, NaN that the reference has not)."""
+    nans = int((got.isnan() & ~wanted.isnan()).sum())
+    got, wanted = got.double().nan_to_num(), wanted.double().nan_to_num()
+    error, norm = got - wanted, wanted.norm()
+    if not norm:  # nothing to be relative to
+        return error.abs().max().item(), error.norm().item(), 1.0, nans
+    cosine = torch.cosine_similarity(got.flatten(), wanted.flatten(), dim=0)
+    return error.abs().max().item(), (error.norm() / norm).item(), cosine.item(), nans
+
+
+def _worst(found: Sequence[tuple[float, float, float, int]], bound: float) -> Check:
+    max_abs, relative, cosine, nans = zip(*found, strict=True)
+    return Check(None, max(max_abs), max(relative), min(cosine), sum(nans), bound)

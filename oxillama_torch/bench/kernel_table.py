@@ -1,4 +1,4 @@
-"""Time the backends of ``quant_matmul``: every type, several numbers of rows, one shape.
+"""Time the backends of an op: every type, several numbers of rows, one shape.
 
 Each backend is compared with the reference before it is timed; one that is wrong gets no time.
 
@@ -8,55 +8,74 @@ Shapes: M rows, N outputs, K inputs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
+from oxillama_torch.bench.cases import PACKED_OPS, Case, cases_of
 from oxillama_torch.bench.ceilings import Ceilings
-from oxillama_torch.bench.kernel_check import check_kernel, random_weight
-from oxillama_torch.bench.timing import copies_past_cache, measure
+from oxillama_torch.bench.cost import cost_of
+from oxillama_torch.bench.kernel_check import check_case
+from oxillama_torch.bench.timing import Timing, copies_past_cache, measure
 from oxillama_torch.kernels import registry
 from oxillama_torch.kernels.formats.base import PackedTensor
 from oxillama_torch.kernels.registry import Call, Kernel
 
-__all__ = ["SHAPES", "Row", "kernel_table"]
+__all__ = ["BASELINES", "SHAPES", "Row", "kernel_table"]
 
 #: Named (N, K): the layers of real models.
 SHAPES = {
     "llama-8b-up": (14336, 4096),
+    "llama-8b-down": (4096, 14336),
     "llama-8b-qo": (4096, 4096),
     "llama-1b-up": (8192, 2048),
     "demo-up": (768, 256),
 }
+#: What times are set against: the op's reference, and torch's own product with dense weights.
+BASELINES = ("reference", "dense")
 _CHECK_SHAPE = (96, 512)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One backend on one type and number of rows.
+    """One backend on one case.
 
     Args:
+        label: tells cases of one op apart.
         chosen: whether selection takes it for this call.
         relative_l2: error against the reference.
         microseconds: median; None when it was not timed (see ``note``).
         gigabytes_per_s: bytes of weights, activations and outputs over the time.
+        teraflops: floating-point operations over the time; None where they are not counted.
         share_of_copy: of the copy bandwidth measured on this device.
-        share_of_matmul: 2 M N K over the time, as a share of the dense matmul rate measured.
+        share_of_matmul: of the dense matmul rate measured.
+        times_reference, times_dense: how many times faster than the baseline.
+        capability ... instructions_per_weight: what the kernel compiles to, see ``compiled_facts``.
     """
 
+    op: str
     backend: str
     type: str
     m: int
     n: int
     k: int
+    label: str
     numerics: str
     chosen: bool
     relative_l2: float | None = None
     microseconds: float | None = None
     spread: float | None = None
     gigabytes_per_s: float | None = None
+    teraflops: float | None = None
     share_of_copy: float | None = None
     share_of_matmul: float | None = None
+    times_reference: float | None = None
+    times_dense: float | None = None
+    capability: int | None = None
+    registers: int | None = None
+    spills: int | None = None
+    shared_bytes: int | None = None
+    instructions_per_weight: float | None = None
     note: str = ""
 
     def as_dict(self) -> dict:
@@ -71,27 +90,50 @@ def kernel_table(
     *,
     device: str,
     dtype: torch.dtype,
+    op: str = "quant_matmul",
     backends: Iterable[str] | None = None,
+    baselines: Iterable[str] = (),
     seconds: float = 0.1,
 ) -> Iterator[Row]:
     """Time every backend that serves a call with either numerics.
 
     Args:
-        types: GGML type names.
+        types: GGML type names; ops without packed weights take none.
         rows: numbers of rows M.
         shape: (N, K).
+        op: one of ``cases.known_ops()``.
         backends: only these; None: all but ``reference`` where others serve.
+        baselines: of BASELINES; each is timed once per case.
         seconds: to measure each.
     """
-    rows = list(rows)
-    for type_name in types:
-        weight = random_weight(type_name, *shape)
-        copies = [weight.to(device) for _ in range(copies_past_cache(weight.nbytes))]
-        if device == "cpu":
-            copies = [_cloned(weight) for _ in copies]
+    baselines, rows = set(baselines), list(rows)
+    for type_name in types if op in PACKED_OPS else [None]:
+        weights: list[PackedTensor] = []
         for m in rows:
-            for kernel, numerics in _serving(type_name, m, device, dtype, backends):
-                yield _time(kernel, numerics, copies, m, ceilings, device, dtype, seconds)
+            call = Call(device, dtype, type=type_name, m=m)
+            rounds = _rounds(op, call, shape, weights)
+            for cases in zip(*rounds):
+                yield from _time_case(cases, shape, ceilings, backends, baselines, seconds)
+
+
+def _rounds(
+    op: str, call: Call, shape: tuple[int, int], weights: list[PackedTensor]
+) -> list[list[Case]]:
+    """The cases of a call with as many sets of operands as it takes to miss the caches.
+
+    Args:
+        weights: packed weights made for an earlier number of rows, to be used again; extended.
+    """
+    first = cases_of(op, call, shape, weights[0] if weights else None)
+    if op not in PACKED_OPS:
+        nbytes = sum(x.nbytes for x in first[0].args if isinstance(x, torch.Tensor))
+        more = copies_past_cache(nbytes) - 1
+        return [first, *(cases_of(op, call, shape) for _ in range(more))]
+    if not weights:
+        [weight] = (x for x in first[0].args if isinstance(x, PackedTensor))
+        weights.append(weight)
+        weights += [_cloned(weight) for _ in range(copies_past_cache(weight.nbytes) - 1)]
+    return [first, *(cases_of(op, call, shape, weight) for weight in weights[1:])]
 
 
 def _cloned(weight: PackedTensor) -> PackedTensor:
@@ -99,14 +141,50 @@ def _cloned(weight: PackedTensor) -> PackedTensor:
     return PackedTensor(weight.format, weight.shape, planes)
 
 
-def _serving(
-    type_name: str, m: int, device: str, dtype: torch.dtype, backends: Iterable[str] | None
-) -> list[tuple[Kernel, str]]:
+def _time_case(
+    cases: tuple[Case, ...],
+    shape: tuple[int, int],
+    ceilings: Ceilings,
+    backends: Iterable[str] | None,
+    baselines: set[str],
+    seconds: float,
+) -> Iterator[Row]:
+    """Every backend on one case (with operands to go round)."""
+    case, found = cases[0], {}
+    if "reference" in baselines:
+        [kernel] = (k for k, _ in registry.candidates(case.op, case.call) if _is_reference(k))
+        found["times_reference"] = _measure(kernel, cases, seconds).median
+    if "dense" in baselines and case.op == "quant_matmul":
+        found["times_dense"] = _dense(case, shape, seconds).median
+    for kernel, numerics in _serving(case, backends):
+        row = _checked(kernel, numerics, case, shape)
+        if row.note:
+            yield row
+            continue
+        timing = _measure(kernel, cases, seconds)
+        nbytes, flops = cost_of(case.op, case.args, case.run(kernel)[0])
+        yield replace(
+            row,
+            microseconds=timing.median * 1e6,
+            spread=(timing.high - timing.low) / timing.median,
+            gigabytes_per_s=nbytes / timing.median / 1e9,
+            teraflops=flops / timing.median / 1e12 if flops else None,
+            share_of_copy=nbytes / timing.median / ceilings.copy,
+            share_of_matmul=flops / timing.median / ceilings.matmul if flops else None,
+            **{name: baseline / timing.median for name, baseline in found.items()},
+        )
+
+
+def _is_reference(kernel: Kernel) -> bool:
+    return kernel.backend == "reference"
+
+
+def _serving(case: Case, backends: Iterable[str] | None) -> list[tuple[Kernel, str]]:
     """Backends that serve the call, each with the strictest numerics it serves."""
     found: dict[str, tuple[Kernel, str]] = {}
     for numerics in ("invariant", "fast"):
-        call = Call(device, dtype, numerics, type_name, m)
-        for kernel, refused in registry.candidates("quant_matmul", call):
+        call = replace(case.call, numerics=numerics)
+        for kernel, refused in registry.candidates(case.op, call):
             if refused is None:
                 found.setdefault(kernel.backend, (kernel, numerics))
     if backends is not None:
@@ -114,44 +192,38 @@ def _serving(
     return [pair for name, pair in found.items() if name != "reference" or len(found) == 1]
 
 
-def _time(
-    kernel: Kernel,
-    numerics: str,
-    weights: list[PackedTensor],
-    m: int,
-    ceilings: Ceilings,
-    device: str,
-    dtype: torch.dtype,
-    seconds: float,
-) -> Row:
-    (n, k), type_name = weights[0].shape, weights[0].type_name
-    call = Call(device, dtype, numerics, type_name, m)
-    row = {
-        "backend": kernel.backend,
-        "type": type_name,
-        "m": m,
-        "n": n,
-        "k": k,
-        "numerics": numerics,
-        "chosen": registry.select("quant_matmul", call).backend == kernel.backend,
-    }
-    if kernel.backend != "reference":
-        check = check_kernel(kernel, type_name, (m, *_CHECK_SHAPE), device, dtype)
-        row["relative_l2"] = check.relative_l2
-        if check.nans or check.relative_l2 > 10 * check.bound:
-            return Row(**row, note="wrong: not timed")
-    xs = [torch.randn(m, k, device=device).to(dtype) for _ in weights]
-    calls = [
-        lambda x=x, weight=weight: kernel.function(x, weight, None)
-        for x, weight in zip(xs, weights)
-    ]
-    timing = measure(calls, device, seconds=seconds)
-    nbytes = weights[0].nbytes + (m * k + m * n) * xs[0].element_size()
-    return Row(
-        **row,
-        microseconds=timing.median * 1e6,
-        spread=(timing.high - timing.low) / timing.median,
-        gigabytes_per_s=nbytes / timing.median / 1e9,
-        share_of_copy=nbytes / timing.median / ceilings.copy,
-        share_of_matmul=2 * m * n * k / timing.median / ceilings.matmul,
+def _checked(kernel: Kernel, numerics: str, case: Case, shape: tuple[int, int]) -> Row:
+    """The row of a backend before it is timed; with a note when it must not be."""
+    call = replace(case.call, numerics=numerics)
+    row = Row(
+        op=case.op,
+        backend=kernel.backend,
+        type=call.type or "",
+        m=call.m,
+        n=shape[0],
+        k=shape[1],
+        label=case.label,
+        numerics=numerics,
+        chosen=registry.select(case.op, call).backend == kernel.backend,
     )
+    if _is_reference(kernel):
+        return row
+    # On weights of the full size, the reference would take longer than what is to be timed.
+    small = cases_of(case.op, call, _CHECK_SHAPE) if case.op in PACKED_OPS else [case]
+    check = check_case(kernel, small[0])
+    note = "" if check.passed else "wrong: not timed"
+    return replace(row, relative_l2=check.relative_l2, note=note)
+
+
+def _measure(kernel: Kernel, cases: tuple[Case, ...], seconds: float) -> Timing:
+    return measure([case.time(kernel) for case in cases], cases[0].call.device, seconds=seconds)
+
+
+def _dense(case: Case, shape: tuple[int, int], seconds: float) -> Timing:
+    """torch's product with weights of the activations' dtype (float16 instead of bfloat16)."""
+    dtype = torch.float16 if case.call.dtype == torch.bfloat16 else case.call.dtype
+    x, device = case.args[0].to(dtype), case.call.device
+    copies = copies_past_cache(shape[0] * shape[1] * dtype.itemsize)
+    weights = [torch.randn(shape, device=device, dtype=dtype) for _ in range(copies)]
+    calls = [lambda w=w: torch.nn.functional.linear(x, w) for w in weights]
+    return measure(calls, device, seconds=seconds)

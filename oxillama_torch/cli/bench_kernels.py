@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from oxillama_torch.bench.ceilings import measure_ceilings
+from oxillama_torch.bench.cases import known_ops
+from oxillama_torch.bench.ceilings import Ceilings, measure_ceilings
 from oxillama_torch.bench.compare import compare
-from oxillama_torch.bench.kernel_table import SHAPES, Row, kernel_table
+from oxillama_torch.bench.compiled_facts import compiled_facts, untimed_rows, with_facts
+from oxillama_torch.bench.kernel_table import BASELINES, SHAPES, Row, kernel_table
 from oxillama_torch.bench.report import machine
+from oxillama_torch.cli.console import table_console
 from oxillama_torch.cli.options import KernelPathOption
 from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.kernels import formats, registry
@@ -24,44 +27,59 @@ __all__ = ["bench_kernels", "compare_runs"]
 
 
 def bench_kernels(
+    op: Annotated[str, typer.Option(help="Which op, or all.")] = "quant_matmul",
     types: Annotated[str, typer.Option(help="GGML types, or all.")] = "q8_0,q4_k,q6_k",
     m: Annotated[str, typer.Option("--m", help="Numbers of rows.")] = "1,16",
-    shape: Annotated[str, typer.Option(help=f"{', '.join(SHAPES)}, or NxK.")] = "llama-1b-up",
+    shapes: Annotated[
+        str, typer.Option("--shapes", "--shape", help=f"Of {', '.join(SHAPES)}, or NxK.")
+    ] = "llama-1b-up",
     backends: Annotated[
         str | None, typer.Option(help="Only these; default: all that serve but reference.")
+    ] = None,
+    against: Annotated[
+        str, typer.Option(help="Baselines: reference, dense (torch's own product), or none.")
+    ] = "dense",
+    sass: Annotated[
+        int | None,
+        typer.Option(help="Also compile for this GPU generation, such as 90, and count."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     seconds: Annotated[float, typer.Option(help="To measure each.", min=0)] = 0.2,
     out: Annotated[Path | None, typer.Option("--json", help="Keep the figures.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw them (.png, .svg, .pdf).")] = None,
     kernel_path: KernelPathOption = None,
 ) -> None:
-    """Check and time matmul kernels: microseconds, bandwidth, share of the measured ceilings."""
+    """Check and time kernels: microseconds, bandwidth, share of the measured ceilings."""
     if kernel_path is not None:
         registry.load_file(kernel_path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    ops = known_ops() if op == "all" else _named(op, known_ops(), "op")
     names = formats.known() if types == "all" else [formats.get(t).name for t in types.split(",")]
+    baselines = [] if against == "none" else _named(against, BASELINES, "baseline")
     ceilings = measure_ceilings(device)
-    typer.echo(
-        f"{machine()}\nceilings here: copy {ceilings.copy / 1e9:,.1f} GB/s, "
-        f"{ceilings.matmul_dtype} matmul {ceilings.matmul / 1e12:,.2f} TFLOP/s"
-    )
-    rows = list(
-        kernel_table(
-            names,
-            [int(rows) for rows in m.split(",")],
-            _shape(shape),
-            ceilings,
-            device=device,
-            dtype=torch.bfloat16 if device == "cuda" else torch.float32,
-            backends=backends.split(",") if backends else None,
-            seconds=seconds,
-        )
-    )
-    _print(rows)
-    if out is not None:
-        facts = {"machine": machine(), "ceilings": asdict(ceilings)}
-        facts["rows"] = [row.as_dict() for row in rows]
-        out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    typer.echo(_setting(ceilings))
+    rows: list[Row] = []
+    ms = [int(rows) for rows in m.split(",")]
+    for shape in map(_shape, shapes.split(",")):
+        if sass is not None and device == "cpu" and "quant_matmul" in ops:
+            rows += untimed_rows(names, ms, shape)
+        for name in ops:
+            rows += kernel_table(
+                names,
+                ms,
+                shape,
+                ceilings,
+                device=device,
+                dtype=torch.bfloat16 if device == "cuda" else torch.float32,
+                op=name,
+                backends=backends.split(",") if backends else None,
+                baselines=baselines,
+                seconds=seconds,
+            )
+    if sass is not None:
+        rows = _compiled(rows, sass)
+    table_console().print(_table(rows))
+    _keep(rows, ceilings, out, plot)
 
 
 def compare_runs(
@@ -73,13 +91,20 @@ def compare_runs(
     changes, single = compare(old, new)
     table = Table("kernel", "before µs", "after µs", "ratio", "")
     for change in changes:
-        name = "{} {} M={} N={} K={}".format(*change.key)
         verdict = "" if not change.moved else "slower" if change.ratio > 1 else "faster"
         figures = (f"{change.before:,.1f}", f"{change.after:,.1f}", f"{change.ratio:.3f}")
-        table.add_row(name, *figures, verdict)
-    Console().print(table)
-    for key in single:
-        typer.echo("in one run only: {} {} M={} N={} K={}".format(*key))
+        table.add_row(change.name, *figures, verdict)
+    table_console().print(table)
+    for name in single:
+        typer.echo(f"in one run only: {name}")
+
+
+def _named(text: str, known: tuple[str, ...], what: str) -> list[str]:
+    names = text.split(",")
+    for name in names:
+        if name not in known:
+            raise UnsupportedError(f"{what} {name!r}", known)
+    return names
 
 
 def _shape(text: str) -> tuple[int, int]:
@@ -91,18 +116,65 @@ def _shape(text: str) -> tuple[int, int]:
     return int(n), int(k)
 
 
-def _print(rows: list[Row]) -> None:
-    table = Table("type", "M", "backend", "µs", "GB/s", "of copy", "of matmul", "rel. L2", "")
+def _setting(ceilings: Ceilings) -> str:
+    facts = ", ".join(f"{name} {value}" for name, value in machine().items())
+    return (
+        f"{facts}\nceilings here: copy {ceilings.copy / 1e9:,.1f} GB/s, "
+        f"{ceilings.matmul_dtype} matmul {ceilings.matmul / 1e12:,.2f} TFLOP/s"
+    )
+
+
+def _compiled(rows: list[Row], capability: int) -> list[Row]:
+    reports = compiled_facts(rows, capability)
+    return [with_facts(row, reports) for row in rows]
+
+
+def _keep(rows: list[Row], ceilings: Ceilings, out: Path | None, plot: Path | None) -> None:
+    if out is not None:
+        facts = {"machine": machine(), "ceilings": asdict(ceilings)}
+        facts["rows"] = [row.as_dict() for row in rows]
+        out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    if plot is not None:
+        from oxillama_torch.bench.plot import plot_table
+
+        plot_table(rows, _setting(ceilings), plot)
+
+
+def _table(rows: list[Row]) -> Table:
+    """A table with the columns that some row has."""
+    columns = list(_columns(rows))
+    table = Table(*(head for head, _ in columns), box=None)
     for row in rows:
-        figures = (row.note, "", "", "", "")
-        if row.microseconds is not None:
-            figures = (
-                f"{row.microseconds:,.1f}",
-                f"{row.gigabytes_per_s:,.1f}",
-                f"{row.share_of_copy:.2f}",
-                f"{row.share_of_matmul:.2f}",
-                "" if row.relative_l2 is None else f"{row.relative_l2:.1e}",
-            )
-        chosen = "chosen" if row.chosen else ""
-        table.add_row(row.type, str(row.m), row.backend, *figures, chosen)
-    Console().print(table)
+        cells = [cell(row) for _, cell in columns]
+        if row.note:  # in place of the time
+            cells[[head for head, _ in columns].index("µs")] = row.note
+        table.add_row(*cells)
+    return table
+
+
+def _columns(rows: list[Row]) -> Iterator[tuple[str, object]]:
+    """(heading, row -> cell)."""
+
+    def figure(field: str, form: str):
+        return lambda row: "" if getattr(row, field) is None else format(getattr(row, field), form)
+
+    yield "op", lambda row: " ".join(filter(None, (row.op, row.label)))
+    for head, field in (("type", "type"), ("M", "m"), ("N", "n"), ("K", "k"), ("backend",) * 2):
+        yield head, lambda row, field=field: str(getattr(row, field))
+    for head, field, form in (
+        ("µs", "microseconds", ",.1f"),
+        ("GB/s", "gigabytes_per_s", ",.1f"),
+        ("TFLOP/s", "teraflops", ",.3g"),
+        ("of copy", "share_of_copy", ".2f"),
+        ("of matmul", "share_of_matmul", ".2f"),
+        ("x reference", "times_reference", ".2f"),
+        ("x dense", "times_dense", ".2f"),
+        ("rel. L2", "relative_l2", ".1e"),
+        ("regs", "registers", "d"),
+        ("spills", "spills", "d"),
+        ("shared", "shared_bytes", ",d"),
+        ("instr/weight", "instructions_per_weight", ".2f"),
+    ):
+        if field == "microseconds" or any(getattr(row, field) is not None for row in rows):
+            yield head, figure(field, form)
+    yield "", lambda row: "chosen" if row.chosen else ""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from oxillama_torch.bench.kernel_check import CHECKED_OPS, Check, check_kernel
-from oxillama_torch.cli.options import KernelPathOption
-from oxillama_torch.config import environment
+from oxillama_torch.bench.capture import capture
+from oxillama_torch.bench.cases import PACKED_OPS, Case, cases_of, known_ops
+from oxillama_torch.bench.kernel_check import Check, check_case
+from oxillama_torch.cli.console import table_console
+from oxillama_torch.cli.options import KernelPathOption, ModelOption
+from oxillama_torch.config import EngineConfig, environment
 from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.kernels import formats, registry
 
@@ -49,7 +52,7 @@ def list_kernels(
             for types, rows, backend, reason in _choices(name, numerics, device, type):
                 table.add_row(name, numerics, types, rows, backend, reason)
         table.add_section()
-    Console().print(table)
+    table_console().print(table)
     for module, reason in registry.missing_modules().items():
         typer.echo(f"left out: {module} ({reason})")
 
@@ -63,30 +66,59 @@ def check(
     rows: Annotated[int, typer.Option("--m", help="Rows of the input.")] = 4,
     outputs: Annotated[int, typer.Option("--n", help="Rows of the weight.")] = 96,
     inputs: Annotated[int, typer.Option("--k", help="Length of a row.")] = 512,
+    captured: Annotated[
+        bool, typer.Option("--captured", help="On what a model's kernels get, not random operands.")
+    ] = False,
+    model: ModelOption = None,
+    prompt: Annotated[str, typer.Option(help="What to capture from.")] = "import os\n",
     kernel_path: KernelPathOption = None,
 ) -> None:
-    """Compare backends with the reference on random packed weights; exit code 4 on a difference."""
+    """Compare backends with the reference of their op; exit code 4 on a difference."""
     device = _prepare(device, None, kernel_path)
-    table = Table("op", "backend", "type", "max abs", "relative L2", "cosine", "NaN", "verdict")
-    results = []
-    for name in _ops(op, CHECKED_OPS):
-        for kernel, _ in registry.candidates(name, registry.Call(device, _DTYPES[device])):
-            if kernel.backend == "reference" or (backend and kernel.backend != backend):
-                continue
-            for type_name in _types(type):
-                result = check_kernel(
-                    kernel, type_name, (rows, outputs, inputs), device, _DTYPES[device]
-                )
-                results.append(result)
-                table.add_row(name, kernel.backend, type_name, *_cells(result))
-    Console().print(table)
-    if any(result.refused is None and not result.passed for result in results):
+    if captured:
+        config = EngineConfig(model=model, device=device)
+        cases = [case for case in capture(config, prompt) if op in (None, case.op)]
+        cases = [case for case in cases if type is None or case.call.type == formats.get(type).name]
+    else:
+        shape = (outputs, inputs)
+        cases = list(_random_cases(_ops(op, known_ops()), type, device, rows, shape))
+    if _check(cases, backend):
         raise typer.Exit(4)
 
 
+def _random_cases(
+    ops: list[str], type: str | None, device: str, rows: int, shape: tuple[int, int]
+) -> Iterator[Case]:
+    for name in ops:
+        for type_name in _types(type) if name in PACKED_OPS else [None]:
+            yield from cases_of(
+                name, registry.Call(device, _DTYPES[device], type=type_name, m=rows), shape
+            )
+
+
+def _check(cases: Iterable[Case], backend: str | None) -> bool:
+    """Check backends on cases and print a table. Returns: whether one has failed."""
+    head = ("op", "backend", "type", "M", "case", "max abs", "rel. L2", "cosine", "NaN", "verdict")
+    table, refused, failed = Table(*head, box=None), {}, False
+    for case in cases:
+        for kernel, _ in registry.candidates(case.op, case.call):
+            if kernel.backend == "reference" or backend not in (None, kernel.backend):
+                continue
+            found = check_case(kernel, case)
+            if found.refused is not None:
+                refused[case.op, kernel.backend, found.refused] = None
+                continue
+            failed |= not found.passed
+            what = (case.op, kernel.backend, case.call.type or "", str(case.call.m), case.label)
+            table.add_row(*what, *_cells(found))
+    console = table_console()
+    console.print(table)
+    for op, name, reason in refused:
+        console.print(f"not run: {op} {name} {reason}", style="dim")
+    return failed
+
+
 def _cells(result: Check) -> tuple[str, ...]:
-    if result.refused is not None:
-        return ("", "", "", "", f"not run: {result.refused}")
     return (
         f"{result.max_abs:.3g}",
         f"{result.relative_l2:.3g}",

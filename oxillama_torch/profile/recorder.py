@@ -16,7 +16,7 @@ from torch import nn
 
 from oxillama_torch.kernels import registry
 from oxillama_torch.kernels.registry import Call, Kernel
-from oxillama_torch.profile.cost import cost_of
+from oxillama_torch.bench.cost import cost_of
 
 __all__ = ["Record", "Recorder", "recording"]
 

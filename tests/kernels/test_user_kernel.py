@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from oxillama_torch.bench.kernel_check import check_kernel, random_weight
+from oxillama_torch.bench.cases import cases_of, random_weight
+from oxillama_torch.bench.kernel_check import check_case
 from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.kernels import registry
 from oxillama_torch.kernels.quant_matmul.op import quant_matmul
@@ -29,9 +30,10 @@ def registered(monkeypatch):
 @pytest.mark.interpret
 @pytest.mark.parametrize("type_name", ["Q8_0", "Q4_K"])
 def test_example_computes_what_the_reference_does(registered, type_name):
-    call = Call(DEVICE, torch.float32, type=type_name)
+    call = Call(DEVICE, torch.float32, type=type_name, m=3)
     [mine] = [k for k, _ in registry.candidates("quant_matmul", call) if k.backend == "mine"]
-    assert check_kernel(mine, type_name, (3, 70, 512), DEVICE, torch.float32).passed
+    [case] = cases_of("quant_matmul", call, (70, 512))
+    assert check_case(mine, case).passed
 
 
 @pytest.mark.interpret
