@@ -9,13 +9,15 @@ from flask import Flask
 from oxillama_torch.config import EngineConfig, ServerConfig, from_environment
 from oxillama_torch.llm import LLM
 from oxillama_torch.server import errors, http
-from oxillama_torch.server.admin import loras
+from oxillama_torch.server.admin import kernels, loras, state
+from oxillama_torch.server.admin import models as admin_models
 from oxillama_torch.server.lifecycle import Lifecycle
 from oxillama_torch.server.native import routes as native
 from oxillama_torch.server.openai import chat, completions, embeddings, models
 from oxillama_torch.server.output_thread import OutputThread
 from oxillama_torch.server.pool import Services
 from oxillama_torch.server.service import Service
+from oxillama_torch.server.store.store import Store
 from oxillama_torch.server.watcher import DisconnectWatcher
 
 __all__ = ["close_app", "create_app"]
@@ -41,6 +43,7 @@ def create_app(config: ServerConfig | None = None, engine: LLM | Service | None 
     app.extensions["service"] = service
     services = Services(service, service.config)
     app.extensions["services"] = services
+    store = app.extensions["store"] = Store(service.config)
     app.extensions["disconnect_watcher"] = DisconnectWatcher()
     app.extensions["lifecycle"] = Lifecycle()
     app.extensions["output_thread"] = OutputThread(
@@ -49,11 +52,14 @@ def create_app(config: ServerConfig | None = None, engine: LLM | Service | None 
     http.install(app, service.config)
     app.teardown_request(services.end_of_request)
     errors.install(app)
-    for module in (chat, completions, embeddings, models, native, loras):
+    for module in (chat, completions, embeddings, models, native):
+        app.register_blueprint(module.blueprint(services))
+    for module in (admin_models, loras, kernels, state):
         app.register_blueprint(module.blueprint(services))
     for spec in service.config.models:
         name, _, path = spec.partition("=")
         services.load(name, Path(path))
+    store.start()
     return app
 
 
@@ -62,3 +68,4 @@ def close_app(app: Flask) -> None:
     app.extensions["services"].close()
     app.extensions["disconnect_watcher"].close()
     app.extensions["output_thread"].close()
+    app.extensions["store"].close()

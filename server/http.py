@@ -65,9 +65,10 @@ def install(app: Flask, config: ServerConfig) -> None:
         g.started = time.perf_counter()
         given = request.headers.get("X-Request-Id", "")
         g.request_id = given if _VALID_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        if app.extensions["lifecycle"].draining and request.path not in PUBLIC_PATHS:
+        is_admin = request.path.startswith("/admin/")
+        if app.extensions["lifecycle"].draining and not (is_admin or request.path in PUBLIC_PATHS):
             raise EngineError("the server is shutting down")
-        if request.path.startswith("/admin/"):
+        if is_admin:
             _authenticate_admin(admin)
         elif keys and request.path not in PUBLIC_PATHS:
             _authenticate(keys)

@@ -18,6 +18,8 @@ class Lifecycle:
         self._aborts: dict[object, Callable[[Exception], None]] = {}
         self._changed = threading.Condition()
         self.draining = False
+        #: Requests counted so far.
+        self.started = 0
 
     @contextlib.contextmanager
     def running(self, abort: Callable[[Exception], None]) -> Iterator[None]:
@@ -25,6 +27,7 @@ class Lifecycle:
         key = object()
         with self._changed:
             self._aborts[key] = abort
+            self.started += 1
         try:
             yield
         finally:
@@ -32,9 +35,18 @@ class Lifecycle:
                 self._aborts.pop(key, None)
                 self._changed.notify_all()
 
+    @property
+    def in_progress(self) -> int:
+        """Requests that are running."""
+        return len(self._aborts)
+
     def drain(self) -> None:
         """Refuse new requests from now on."""
         self.draining = True
+
+    def resume(self) -> None:
+        """Take requests again."""
+        self.draining = False
 
     def wait_idle(self, timeout_s: float) -> bool:
         """Wait until nothing is in progress; False when that takes longer."""

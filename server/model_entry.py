@@ -126,11 +126,7 @@ def engine_config(base: EngineConfig, path: Path) -> EngineConfig:
 
     The kernel rules in force are kept: loading sets them for the whole process.
     """
-    rules = ",".join(
-        f"{rule.op}{'.' + rule.type.lower() if rule.type else ''}={rule.backend}"
-        for rule in registry.active_rules()
-    )
-    config = replace(base, model=path, kernels=rules)
+    config = replace(base, model=path, kernels=registry.format_rules(registry.active_rules()))
     if config.kv_pages is None and config.kv_memory_bytes is None:
         with read_gguf(path) as gguf:
             model, plan = _plan(gguf, config)

@@ -29,6 +29,8 @@ __all__ = ["Services"]
 
 log = logging.getLogger(__name__)
 
+_LEASE_CHECK_S = 0.02
+
 Adapters = tuple[tuple[str, float], ...]
 OpenModel = Callable[[EngineConfig, Callable[[int, int], None]], LLM]
 
@@ -181,8 +183,14 @@ class Services:
             service, entry.service = entry.service, None
             entry.status = "unloaded"
             if service is not None:
-                self._in_thread(f"unload {name}", lambda: _shut(service))
+                self._in_thread(f"unload {name}", lambda: self._shut_when_left(entry, service))
             return entry.as_dict()
+
+    def _shut_when_left(self, entry: ModelEntry, service: Service) -> None:
+        """Requests that found the model before it went have still to hand in what they want."""
+        while entry.leases and not self._closing:
+            time.sleep(_LEASE_CHECK_S)
+        _shut(service)
 
     def _start(self, entry: ModelEntry) -> None:
         evicted = self._make_room(entry)

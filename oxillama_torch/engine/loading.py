@@ -13,13 +13,15 @@ from oxillama_torch.engine.engine import Engine, on_device
 from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.gguf.reader import GGUFFile
 from oxillama_torch.kernels import registry
+from oxillama_torch.kernels.formats.base import PackedTensor
 from oxillama_torch.kernels.quant_matmul import compiled, cpu
 from oxillama_torch.layers.linear import QuantLinear
 from oxillama_torch.lora.registry import AdapterRegistry
 from oxillama_torch.lora.targets import Targets
+from oxillama_torch.models.decoder import Decoder
 from oxillama_torch.models.loader import load_model
 
-__all__ = ["fingerprint", "load_engine", "resolve"]
+__all__ = ["fingerprint", "load_engine", "prepare_kernels", "resolve", "weights_of"]
 
 _SAMPLE_BYTES = 256
 
@@ -77,17 +79,7 @@ def load_engine(
     device, dtype, numerics = resolve(config)
     with on_device(device):
         model = load_model(gguf, device=device, dtype=dtype, numerics=numerics, progress=progress)
-        weights = [m.weight for m in model.modules() if isinstance(m, QuantLinear)]
-        by_cpu = [
-            weight
-            for weight in weights
-            if _backend(weight.type_name, device, dtype, numerics) == "cpu"
-        ]
-        cpu.prepare(by_cpu)
-        # Whether compiling pays is a matter of the whole model, not of what is left for it.
-        large = sum(w.shape[0] * w.shape[1] for w in weights) >= compiled.MIN_WEIGHTS
-        rest = [weight for weight in weights if weight not in by_cpu]
-        compiled.prepare(rest, even_if_small=large)
+        prepare_kernels(model)
         return Engine(
             model,
             config,
@@ -96,6 +88,25 @@ def load_engine(
             fingerprint=fingerprint(config, gguf),
             adapters=AdapterRegistry(Targets(model), budget_bytes=config.adapter_memory_bytes),
         )
+
+
+def weights_of(model: torch.nn.Module) -> list[PackedTensor]:
+    """The packed matrices that a model multiplies with."""
+    return [module.weight for module in model.modules() if isinstance(module, QuantLinear)]
+
+
+def prepare_kernels(model: Decoder) -> None:
+    """Do now what the kernels in force would else do at their first use; it can take a minute."""
+    weights = weights_of(model)
+    by_cpu = [
+        weight
+        for weight in weights
+        if _backend(weight.type_name, model.device, model.dtype, model.numerics) == "cpu"
+    ]
+    cpu.prepare(by_cpu)
+    # Whether compiling pays is a matter of the whole model, not of what is left for it.
+    large = sum(w.shape[0] * w.shape[1] for w in weights) >= compiled.MIN_WEIGHTS
+    compiled.prepare([weight for weight in weights if weight not in by_cpu], even_if_small=large)
 
 
 def _backend(type_name: str, device: torch.device, dtype: torch.dtype, numerics: str) -> str:

@@ -1,4 +1,4 @@
-"""Body of ``POST /admin/loras``."""
+"""Bodies of ``/admin`` routes."""
 
 from __future__ import annotations
 
@@ -6,15 +6,45 @@ from typing import Annotated
 
 from pydantic import Field
 
+from oxillama_torch.errors import RequestError
 from oxillama_torch.server.schemas.common import StrictModel
 
-__all__ = ["LoadAdapterBody"]
+__all__ = ["KernelsBody", "LoadAdapterBody", "LoadModelBody", "UnloadModelBody"]
+
+Name = Annotated[str, Field(min_length=1, max_length=128)]
 
 
 class LoadAdapterBody(StrictModel):
     """``path`` is relative to the server's adapter root, or lies inside it."""
 
-    name: Annotated[str, Field(min_length=1, max_length=128)]
+    name: Name
     path: Annotated[str, Field(min_length=1)]
     pinned: bool = False
     model: str | None = None
+
+
+class LoadModelBody(StrictModel):
+    """``path`` is relative to the server's model root, or lies inside it."""
+
+    id: Name
+    path: Annotated[str, Field(min_length=1)]
+    quant: str | None = None
+
+    def check(self) -> None:
+        """Refuse what would be a different model from the file's."""
+        if self.quant is not None:
+            raise RequestError(
+                "models are served with the types their files have.",
+                code="unsupported_parameter",
+                param="quant",
+            )
+
+
+class UnloadModelBody(StrictModel):
+    id: Name
+
+
+class KernelsBody(StrictModel):
+    """Rules such as ``"attention=reference,quant_matmul.q4_k=triton"``; empty: choose freely."""
+
+    kernels: str
