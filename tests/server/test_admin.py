@@ -43,7 +43,7 @@ def test_kernels_are_told_with_their_reasons(client, model_id):
     assert model["id"] == model_id
     ops = {choice["op"] for choice in model["kernels"]}
     assert ops == set(registry.registered_ops())
-    for op in ("norm", "attention"):
+    for op in ("rms_norm", "attention"):
         kernel, _ = registry.explain(op, registry.Call("cpu", torch.float32, model["numerics"]))
         first = next(choice for choice in model["kernels"] if choice["op"] == op)
         assert first["backend"] == kernel.backend
@@ -91,9 +91,9 @@ def test_unknown_kernels_are_refused_by_name(client, spec):
 
 def test_a_kernel_that_cannot_serve_changes_nothing(client, model_id, monkeypatch):
     monkeypatch.setattr(registry, "_KERNELS", {op: dict(k) for op, k in registry._KERNELS.items()})
-    registry.register("norm", "test.elsewhere", devices=("cuda",))(lambda *a, **k: None)
+    registry.register("rms_norm", "test.elsewhere", devices=("cuda",))(lambda *a, **k: None)
     before = registry.active_rules()
-    response = client.put("/admin/kernels", json={"kernels": "norm=test.elsewhere"})
+    response = client.put("/admin/kernels", json={"kernels": "rms_norm=test.elsewhere"})
     assert response.status_code == 400
     assert "runs on cuda" in response.get_json()["error"]["message"]
     assert registry.active_rules() == before
