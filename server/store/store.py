@@ -47,24 +47,30 @@ class Store:
     """
 
     def __init__(self, config: ServerConfig) -> None:
-        self._temporary = None
-        self._lock_fd: int | None = None
+        self._start_hooks: list[Callable[[], None]] = []
+        with contextlib.ExitStack() as opened:
+            self._open(config, opened)
+            self._opened = opened.pop_all()
+
+    def _open(self, config: ServerConfig, opened: contextlib.ExitStack) -> None:
         location = config.store
         if location is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="oxillama-store-")
-            location = os.path.join(self._temporary.name, "store.db")
+            prefix = "oxillama-store-"
+            folder = opened.enter_context(tempfile.TemporaryDirectory(prefix=prefix))
+            location = os.path.join(folder, "store.db")
         url = parse_url(location)
         folder = _blob_folder(url.database, url.get_backend_name(), config.blobs)
         self.blobs = Blobs(folder)
-        self._lock_fd = _lock(folder)
-        durable = self._temporary is None
-        write_engine, self._read_engine = open_engines(url, durable=durable)
-        schema.prepare(write_engine)
-        with write_engine.connect() as connection:
+        opened.callback(os.close, _lock(folder))
+        writing, self._reading = open_engines(url, durable=config.store is not None)
+        opened.callback(self._reading.dispose)
+        opened.callback(writing.dispose)
+        schema.prepare(writing)
+        with writing.connect() as connection:
             tables = [t for t in Base.metadata.tables.values() if "seq" in t.columns]
             seqs = [connection.scalar(select(func.max(t.c.seq))) or 0 for t in tables]
-        self._writer = Writer(write_engine, max(seqs))
-        self._start_hooks: list[Callable[[], None]] = []
+        self._writer = Writer(writing, max(seqs))
+        opened.callback(self._writer.close)
 
     @property
     def healthy(self) -> bool:
@@ -98,7 +104,7 @@ class Store:
             StoreError: locked, gone.
         """
         try:
-            with Session(self._read_engine, expire_on_commit=False) as session:
+            with Session(self._reading, expire_on_commit=False) as session:
                 yield session
         except (OperationalError, PoolTimeout) as error:
             raise StoreError(reason_of(error)) from error
@@ -106,7 +112,7 @@ class Store:
             raise StoreError("the database cannot be used") from error
 
     def on_start(self, hook: Callable[[], None]) -> None:
-        """Have ``hook`` called once, when the application is complete: to resume what a crash cut."""
+        """Have ``hook`` called once, when the application is complete: for what a crash cut."""
         self._start_hooks.append(hook)
 
     def start(self) -> None:
@@ -117,13 +123,7 @@ class Store:
 
     def close(self) -> None:
         """Write what waits and let go of the database."""
-        self._writer.close()
-        self._read_engine.dispose()
-        if self._lock_fd is not None:
-            os.close(self._lock_fd)
-            self._lock_fd = None
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        self._opened.close()
 
 
 def _blob_folder(database: str, backend: str, configured: Path | None) -> Path:

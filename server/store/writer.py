@@ -11,7 +11,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,7 +86,6 @@ class Writer:
         if thread is not None:
             self._jobs.put(None)
             thread.join()
-        self._engine.dispose()
 
     def _run(self) -> None:
         closing = False
@@ -176,7 +175,7 @@ def _is_trouble(error: DBAPIError) -> bool:
     return type(error).__name__ in ("OperationalError", "InternalError", "InterfaceError")
 
 
-def _resolve(jobs: list[_Job], results: Iterator | list) -> None:
+def _resolve(jobs: list[_Job], results: list[tuple[Any, Exception | None]]) -> None:
     for job, (value, error) in zip(jobs, results, strict=True):
         if error is None:
             job.future.set_result(value)

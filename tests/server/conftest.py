@@ -1,5 +1,6 @@
 """The demo model behind the app, once per file: other tests count threads and processes."""
 
+import private_postgres
 import pytest
 
 from oxillama_torch.config import ServerConfig
@@ -36,3 +37,21 @@ def client(make_app):
 @pytest.fixture
 def model_id(client):
     return client.get("/v1/models").get_json()["data"][0]["id"]
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    if reason := private_postgres.missing():
+        pytest.skip(reason)
+    postgres = private_postgres.PrivatePostgres()
+    yield postgres
+    postgres.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_settings(request, tmp_path):
+    """Server settings for an empty store of each kind; the same ones open it again."""
+    if request.param == "sqlite":
+        return {"store": str(tmp_path / "store.db")}
+    url = request.getfixturevalue("postgres").database()
+    return {"store": url, "blobs": tmp_path / "blobs"}
