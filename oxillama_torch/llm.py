@@ -27,6 +27,7 @@ from oxillama_torch.engine.thread import EngineThread
 from oxillama_torch.errors import RequestError, UnsupportedError
 from oxillama_torch.gguf.reader import read_gguf
 from oxillama_torch.lora.merge import MergeReport
+from oxillama_torch.sampling.constraint_matcher import ConstraintCompiler
 from oxillama_torch.sampling.params import SamplingParams
 from oxillama_torch.scoring import Scoring
 from oxillama_torch.tokenizer.chat_template import ChatTemplate
@@ -108,6 +109,7 @@ class LLM:
                 gguf,
                 eos_ids=self.tokenizer.eos_ids,
                 banned_ids=self.tokenizer.suppressed_ids,
+                constraints=ConstraintCompiler(self.tokenizer),
                 progress=progress,
             )
             name = gguf.metadata.get("general.name")

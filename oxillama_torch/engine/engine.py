@@ -34,11 +34,12 @@ from oxillama_torch.engine.scheduler import Scheduler
 from oxillama_torch.engine.state import RequestState, ScheduledBatch, ScheduledItem
 from oxillama_torch.engine.stats import Counters
 from oxillama_torch.engine.validate import check_request
-from oxillama_torch.errors import EngineError
+from oxillama_torch.errors import EngineError, OxiLlamaError, RequestError, UnsupportedError
 from oxillama_torch.kernels import registry
 from oxillama_torch.kvcache.holdings import PageManager
 from oxillama_torch.kvcache.pool import KVPool, page_bytes, plan_pages
 from oxillama_torch.lora.registry import AdapterRegistry, LoadedAdapter
+from oxillama_torch.sampling.constraint_matcher import ConstraintCompiler, Matcher
 from oxillama_torch.sampling.row import SamplingRow
 
 __all__ = ["DEFAULT_BATCH_SIZE", "Delivery", "Engine", "on_device"]
@@ -66,6 +67,7 @@ class Engine:
         banned_ids: tokens that are never chosen.
         fingerprint: identifies everything that shapes an output, see ``loading.fingerprint``.
         adapters: those that requests may name; None: none ever.
+        constraints: compiles those of requests; None: requests must not have any.
         clock: monotonic seconds.
 
     Attributes:
@@ -83,11 +85,13 @@ class Engine:
         banned_ids: frozenset[int] = frozenset(),
         fingerprint: str = "",
         adapters: AdapterRegistry | None = None,
+        constraints: ConstraintCompiler | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._eos_ids, self._clock = config, eos_ids, clock
         self.model, self.fingerprint, self.adapters = model, fingerprint, adapters
         self.vocab_size = model.config.vocab_size
+        self._constraints = constraints
         batch_size = config.max_batch_size or DEFAULT_BATCH_SIZE
         context = min(
             config.max_context or model.config.context_length, model.config.context_length
@@ -154,6 +158,19 @@ class Engine:
         """The adapters of a checked request, as they are now. Any thread may call this."""
         return self.adapters.resolve(request.adapters) if request.adapters else ()
 
+    def matcher(self, request: GenerationRequest) -> Matcher | None:
+        """What watches over a request's output, if something does. Any thread may call this.
+
+        Raises:
+            RequestError: its constraint cannot be compiled.
+        """
+        params = request.params
+        if params.constraint is None:
+            return None
+        if self._constraints is None:
+            raise UnsupportedError("constraints: this engine was given no vocabulary")
+        return self._constraints.matcher(params.constraint, goes_on=params.ignore_eos)
+
     def forget_prefixes(self) -> None:
         """Empty the prefix cache: the model's weights have changed."""
         self._scheduler.forget_prefixes()
@@ -171,7 +188,9 @@ class Engine:
             max_context=self.max_context,
             order=next(self._order),
             adapters=handle.adapters,
+            matcher=handle.matcher,
         )
+        assert (handle.matcher is None) == (params.constraint is None), "nothing goes unwatched"
         self._handles[request.request_id] = (state, handle)
         self._scheduler.add(state)
         if request.deadline is not None:
@@ -227,22 +246,23 @@ class Engine:
     def _advance(self, batch: ScheduledBatch) -> int:
         """Compute a batch and book it. Returns: tokens generated."""
         results = self._compute(batch)
+        chosen: dict[RequestState, list[int]] = {}
         for item in batch.items:
-            result = results[item.state]
+            state, result = item.state, results[item.state]
+            if result.error is None and result.token_id is not None:
+                try:
+                    chosen[state] = state.follow(result.token_id)
+                except RequestError as error:
+                    result.error = error
             if result.error is not None:
-                self._fail(item.state, result.error)
+                self._fail(state, result.error)
             else:
-                self._book(item, result)
-        chosen = {
-            state: result.token_id
-            for state, result in results.items()
-            if result.error is None and result.token_id is not None
-        }
+                self._book(item, result, chosen.get(state, []))
         for state, reason in self._scheduler.postprocess(batch, chosen):
             _, handle = self._handles.pop(state.request.request_id)
             self._counters.finished += 1
             self._events.append((handle, FinishEvent(reason, state.generated)))
-        return len(chosen)
+        return sum(map(len, chosen.values()))
 
     def stats(self) -> dict[str, int | float]:
         """Counters and gauges; any thread may ask, figures may be one step apart."""
@@ -292,14 +312,14 @@ class Engine:
                 results[item.state] = _failure(error)
         return results
 
-    def _fail(self, state: RequestState, error: EngineError) -> None:
+    def _fail(self, state: RequestState, error: OxiLlamaError) -> None:
         """End one request with an error; what it left in its pages must not reach another."""
         _, handle = self._handles.pop(state.request.request_id)
         self._runner.clear(self._scheduler.discard(state))
         self._counters.failed += 1
         self._events.append((handle, ErrorEvent(error)))
 
-    def _book(self, item: ScheduledItem, result: ItemResult) -> None:
+    def _book(self, item: ScheduledItem, result: ItemResult, tokens: list[int]) -> None:
         """Keep a request's new outputs and say what is to be said about them."""
         state = item.state
         handle = self._handles[state.request.request_id][1]
@@ -310,9 +330,9 @@ class Engine:
         if not state.prompt_sent and item.stop >= state.prompt_tokens:
             state.prompt_sent = True
             self._events.append((handle, _prompt_event(state)))
-        if result.token_id is not None:
-            state.row.accept(result.token_id)
-            self._events.append((handle, TokenEvent(result.token_id, result.logprobs)))
+        for token_id in tokens:
+            state.row.accept(token_id)
+            self._events.append((handle, TokenEvent(token_id, result.logprobs)))
 
     @staticmethod
     def _keep_captured(state: RequestState, captured: list[np.ndarray]) -> None:

@@ -20,6 +20,7 @@ from oxillama_torch.lora.registry import AdapterRegistry
 from oxillama_torch.lora.targets import Targets
 from oxillama_torch.models.decoder import Decoder
 from oxillama_torch.models.loader import load_model
+from oxillama_torch.sampling.constraint_matcher import ConstraintCompiler
 
 __all__ = ["fingerprint", "load_engine", "prepare_kernels", "resolve", "weights_of"]
 
@@ -55,6 +56,7 @@ def load_engine(
     *,
     eos_ids: frozenset[int],
     banned_ids: frozenset[int] = frozenset(),
+    constraints: ConstraintCompiler | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Engine:
     """Load a model and make its engine. The file may be closed afterwards.
@@ -63,6 +65,7 @@ def load_engine(
         config: see EngineConfig; ``kernels`` takes effect for the whole process.
         gguf: the open file.
         eos_ids, banned_ids: the tokenizer's.
+        constraints: with the tokenizer's vocabulary; None: requests must not have any.
         progress: called with (bytes loaded, bytes in all).
 
     Raises:
@@ -85,6 +88,7 @@ def load_engine(
             config,
             eos_ids=eos_ids,
             banned_ids=banned_ids,
+            constraints=constraints,
             fingerprint=fingerprint(config, gguf),
             adapters=AdapterRegistry(Targets(model), budget_bytes=config.adapter_memory_bytes),
         )

@@ -13,11 +13,13 @@ import torch
 
 from oxillama_torch.engine.batch import BatchBuilder, StepInputs
 from oxillama_torch.engine.state import RequestState, ScheduledBatch, ScheduledItem
-from oxillama_torch.errors import EngineError
+from oxillama_torch.errors import EngineError, OxiLlamaError
 from oxillama_torch.kvcache.pool import KVPool
 from oxillama_torch.layers.attention import ForwardBatch
+from oxillama_torch.layers.lora import AdapterBatch
 from oxillama_torch.models.config import ModelConfig
 from oxillama_torch.sampling.logprobs import token_logprobs
+from oxillama_torch.sampling.mask import MaskFiller, Masks
 from oxillama_torch.sampling.params import TokenLogprobs
 from oxillama_torch.sampling.sampler import finite_rows, sample
 
@@ -35,7 +37,9 @@ class Model(Protocol):
     device: torch.device
 
     def __call__(self, batch: ForwardBatch, kv: list) -> torch.Tensor: ...
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...
+    def logits(
+        self, hidden: torch.Tensor, adapters: AdapterBatch | None = None
+    ) -> torch.Tensor: ...
     def kv_shapes(self) -> list[tuple[int, int, int]]: ...
 
 
@@ -47,7 +51,7 @@ class ItemResult:
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     captured: list[np.ndarray] = field(default_factory=list)
-    error: EngineError | None = None
+    error: OxiLlamaError | None = None
 
 
 class ModelRunner:
@@ -68,15 +72,21 @@ class ModelRunner:
         banned_ids: frozenset[int] = frozenset(),
     ) -> None:
         self._model, self._pool, self._builder = model, pool, builder
+        self._masks = MaskFiller(model.config.vocab_size, model.device)
         self._banned = torch.tensor(sorted(banned_ids), device=model.device) if banned_ids else None
 
     def run(self, batch: ScheduledBatch) -> dict[RequestState, ItemResult]:
         """Compute one step. Repeating it with fewer items is harmless: it writes the same again."""
-        inputs = self._builder.build(batch)
-        hidden = self._model(inputs.forward, self._pool.layers)
+        masks = self._masks.start([item.state.matcher for item in batch.items if item.samples])
+        try:
+            inputs = self._builder.build(batch)
+            hidden = self._model(inputs.forward, self._pool.layers)
+        finally:
+            if masks is not None:
+                masks.wait()
         results = {item.state: ItemResult() for item in batch.items}
         rows = hidden.index_select(0, inputs.forward.logits_rows)
-        self._sample(inputs, rows, results)
+        self._sample(inputs, rows, results, masks)
         offset = len(inputs.sampling)
         for item in inputs.scoring:
             count = len(item.scored_positions)
@@ -89,12 +99,19 @@ class ModelRunner:
         self._pool.clear(pages)
 
     def _sample(
-        self, inputs: StepInputs, rows: torch.Tensor, results: dict[RequestState, ItemResult]
+        self,
+        inputs: StepInputs,
+        rows: torch.Tensor,
+        results: dict[RequestState, ItemResult],
+        masks: Masks | None,
     ) -> None:
         if not inputs.sampling:
             return
-        logits = self._model.logits(rows[: len(inputs.sampling)])
-        sampled = sample(logits, [item.state.row for item in inputs.sampling], self._banned)
+        count = len(inputs.sampling)
+        adapters = self._builder.head_adapters(inputs.sampling, [1] * count)
+        logits = self._model.logits(rows[:count], adapters)
+        samplers = [item.state.row for item in inputs.sampling]
+        sampled = sample(logits, samplers, self._banned, masks)
         for item, out in zip(inputs.sampling, sampled):
             result = results[item.state]
             result.token_id, result.logprobs, result.error = out.token_id, out.logprobs, out.error
@@ -112,7 +129,8 @@ class ModelRunner:
             return
         step = max(1, _MAX_LOGITS // self._model.config.vocab_size)
         for start in range(0, len(positions), step):
-            logits = self._model.logits(hidden[start : start + step])
+            part = hidden[start : start + step]
+            logits = self._model.logits(part, self._builder.head_adapters([item], [len(part)]))
             if state.capture == "logits":
                 result.captured.append(logits.cpu().numpy())
             if params.prompt_logprobs is not None:

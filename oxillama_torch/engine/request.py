@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy
 
     from oxillama_torch.lora.registry import LoadedAdapter
+    from oxillama_torch.sampling.constraint_matcher import Matcher
 
 __all__ = [
     "Capture",
@@ -116,7 +117,8 @@ class RequestHandle:
 
     The batching thread calls ``put``; any one other thread consumes. ``sink``, when given, receives
     (request id, event) in the batching thread instead of the queue: it must not block.
-    ``adapters`` are the versions that the request's adapters had when it was submitted.
+    ``adapters`` are the versions that the request's adapters had when it was submitted, ``matcher``
+    watches over its constraint.
     """
 
     def __init__(
@@ -125,8 +127,9 @@ class RequestHandle:
         cancel: Callable[[str], None],
         sink: Callable[[str, Event], None] | None = None,
         adapters: tuple[tuple[LoadedAdapter, float], ...] = (),
+        matcher: Matcher | None = None,
     ) -> None:
-        self.request, self.adapters = request, adapters
+        self.request, self.adapters, self.matcher = request, adapters, matcher
         self._cancel = cancel
         self._sink = sink
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()

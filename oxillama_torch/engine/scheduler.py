@@ -4,7 +4,8 @@ One token budget covers a step. In order:
 
     1. requests with a single token to compute (decode), so that no running stream waits for a
        prompt; there are never more running requests than tokens in the budget, so all of them fit
-    2. prompts in progress, a chunk each, by priority and arrival
+    2. requests with several new tokens (a grammar left no choice), then prompts in progress: a
+       chunk each, by priority and arrival
     3. waiting requests, by priority and arrival, as long as budget, places and pages last; the
        first that does not fit keeps those behind it waiting, so that nobody is overtaken for ever
 
@@ -17,7 +18,7 @@ need more pages than exist (``Scheduler.max_context``), so the first in line alw
 from __future__ import annotations
 
 import bisect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from oxillama_torch.engine.request import FinishReason
 from oxillama_torch.engine.state import RequestState, ScheduledBatch, ScheduledItem
@@ -96,7 +97,7 @@ class Scheduler:
         preempted: list[RequestState] = []
         items = self._decodes(preempted)
         budget = self.max_batch_tokens - len(items)
-        for state in self.running:
+        for state in sorted(self.running, key=lambda s: s.computed < s.prompt_tokens):
             if budget and state.pending > 1:
                 items.append(ScheduledItem(state, state.computed, min(state.pending, budget)))
                 budget -= items[-1].count
@@ -107,13 +108,13 @@ class Scheduler:
         return ScheduledBatch(tuple(items), tuple(preempted))
 
     def postprocess(
-        self, batch: ScheduledBatch, chosen: Mapping[RequestState, int]
+        self, batch: ScheduledBatch, chosen: Mapping[RequestState, Sequence[int]]
     ) -> list[tuple[RequestState, FinishReason]]:
         """Book what a step has computed.
 
         Args:
             batch: the step.
-            chosen: new token per request that sampled one.
+            chosen: new tokens per request that has any.
 
         Returns: requests that are finished; they have left the scheduler.
         """
@@ -125,7 +126,7 @@ class Scheduler:
             state.computed = item.stop
             self.pages.commit(state.held, state.token_ids, state.computed)
             if state in chosen:
-                state.token_ids.append(chosen[state])
+                state.token_ids += chosen[state]
             reason = self._finish_reason(state, sampled=state in chosen)
             if reason is not None:
                 self.remove(state)
@@ -133,11 +134,15 @@ class Scheduler:
         return finished
 
     def _decodes(self, preempted: list[RequestState]) -> list[ScheduledItem]:
-        """One token for each request that is decoding; makes room by preempting the latest."""
+        """One token for each request that is decoding; makes room by preempting the latest.
+
+        Several new tokens get their pages here too; only their computing is left to the budget.
+        """
         items = []
         for state in list(self.running):
-            if state.slot is None or state.pending != 1:
+            if state.slot is None:
                 continue
+            # A prompt has its pages already, then this takes none.
             while not self.pages.grow(state.held, len(state.token_ids)):
                 victim = self.running[-1]
                 self._preempt(victim)
@@ -145,7 +150,8 @@ class Scheduler:
                 if victim is state:
                     break
             else:
-                items.append(ScheduledItem(state, state.computed, 1))
+                if state.pending == 1:
+                    items.append(ScheduledItem(state, state.computed, 1))
         return items
 
     def _admit(self) -> RequestState | None:
@@ -191,6 +197,8 @@ class Scheduler:
 
     def _finish_reason(self, state: RequestState, *, sampled: bool) -> FinishReason | None:
         if sampled and state.token_ids[-1] in state.end_token_ids:
+            return "stop"
+        if sampled and state.complete:
             return "stop"
         complete = sampled or state.pending == 0
         return "length" if complete and not state.wants_token else None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from oxillama_torch.engine.request import Capture, GenerationRequest
 from oxillama_torch.kvcache.holdings import HeldPages
 from oxillama_torch.lora.registry import LoadedAdapter
+from oxillama_torch.sampling.constraint_matcher import Matcher
 from oxillama_torch.sampling.params import TokenLogprobs
 from oxillama_torch.sampling.row import SamplingRow
 
@@ -23,6 +24,7 @@ class RequestState:
         max_context: most tokens, prompt and output together.
         order: position among requests of equal priority and arrival.
         adapters: those it uses to its end, each with its scale.
+        matcher: where its output stands in the grammar it must follow; None: no grammar.
 
     Attributes:
         token_ids: prompt and generated tokens.
@@ -41,6 +43,7 @@ class RequestState:
         "computed",
         "end_token_ids",
         "held",
+        "matcher",
         "prompt_logprobs",
         "prompt_sent",
         "prompt_tokens",
@@ -63,9 +66,10 @@ class RequestState:
         max_context: int,
         order: int,
         adapters: tuple[tuple[LoadedAdapter, float], ...] = (),
+        matcher: Matcher | None = None,
     ) -> None:
         params = request.params
-        self.adapters = adapters
+        self.adapters, self.matcher = adapters, matcher
         self.request, self.row, self.end_token_ids = request, row, end_token_ids
         self.token_ids = list(request.prompt_token_ids)
         self.prompt_tokens = len(self.token_ids)
@@ -111,6 +115,35 @@ class RequestState:
     def wants_token(self) -> bool:
         """Whether a token is to be chosen once everything known is computed."""
         return len(self.token_ids) < self.stop_at
+
+    def follow(self, token_id: int) -> list[int]:
+        """Tell the grammar the token that was chosen.
+
+        Returns: it and, where the grammar leaves no choice, those that come after it: they are
+            computed in one go and never sampled.
+
+        Raises:
+            RequestError: the grammar cannot be followed any further.
+        """
+        tokens = [token_id]
+        if self.matcher is None:
+            return tokens
+        self.matcher.accept(token_id)
+        if self.request.params.logprobs is None and token_id not in self.end_token_ids:
+            room = self.stop_at - len(self.token_ids) - 1
+            for forced in self.matcher.forced()[: max(room, 0)]:
+                if forced in self.end_token_ids or forced in self.request.params.logit_bias:
+                    break  # whether it may come is for the sampler to say
+                self.matcher.accept(forced)
+                tokens.append(forced)
+        if (error := self.matcher.error) is not None:
+            raise error
+        return tokens
+
+    @property
+    def complete(self) -> bool:
+        """Whether the grammar allows nothing more."""
+        return self.matcher is not None and self.matcher.complete
 
     @property
     def reuse_limit(self) -> int:

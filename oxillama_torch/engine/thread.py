@@ -127,7 +127,9 @@ class EngineThread:
         self._engine.check(request)
         if request.params.seed is None:
             request = replace(request, params=replace(request.params, seed=random_seed()))
-        handle = RequestHandle(request, self.cancel, sink, self._engine.resolve(request))
+        engine = self._engine
+        adapters, matcher = engine.resolve(request), engine.matcher(request)
+        handle = RequestHandle(request, self.cancel, sink, adapters, matcher)
         with self._wake:
             if self._closed is not None:
                 raise EngineError(self._closed)

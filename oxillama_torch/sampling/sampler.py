@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from oxillama_torch.errors import EngineError
+from oxillama_torch.errors import EngineError, OxiLlamaError
 from oxillama_torch.sampling.chain import adjust, choose
 from oxillama_torch.sampling.logprobs import measure, read
+from oxillama_torch.sampling.mask import Masks
 from oxillama_torch.sampling.params import TokenLogprobs
 from oxillama_torch.sampling.row import SamplingRow
 
@@ -25,7 +26,7 @@ class Sampled:
 
     token_id: int | None
     logprobs: TokenLogprobs | None = None
-    error: EngineError | None = None
+    error: OxiLlamaError | None = None
 
 
 def finite_rows(x: torch.Tensor) -> torch.Tensor:
@@ -41,7 +42,10 @@ def finite_rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def sample(
-    logits: torch.Tensor, rows: Sequence[SamplingRow], banned: torch.Tensor | None = None
+    logits: torch.Tensor,
+    rows: Sequence[SamplingRow],
+    banned: torch.Tensor | None = None,
+    masks: Masks | None = None,
 ) -> list[Sampled]:
     """Choose a token for every row.
 
@@ -52,8 +56,10 @@ def sample(
         logits: float32 [R, V], raw.
         rows: one per row.
         banned: int64 ids that no row may choose; None: none.
+        masks: what the grammars of some rows allow; None: no row has one.
     """
-    adjusted = adjust(logits, rows, banned)
+    allowed, failed = (logits, {}) if masks is None else masks.apply(logits)
+    adjusted = adjust(allowed, rows, banned)
     chosen = choose(adjusted, rows)
     finite = finite_rows(logits)
     possible = adjusted.amax(-1) > -torch.inf if adjusted is not logits else finite
@@ -74,7 +80,9 @@ def sample(
             mine, measured = measured[:width], measured[width:]
             if is_finite:
                 logprobs = read(mine, min(row.params.logprobs, top))
-        if not is_finite:
+        if index in failed:
+            results.append(Sampled(None, error=failed[index]))
+        elif not is_finite:
             results.append(Sampled(None, error=EngineError("the model's logits are not finite")))
         elif not is_possible:
             results.append(

@@ -95,6 +95,7 @@ class Tokenizer:
         add_special: bool = True,
         parse_special: bool = False,
         stand_ins: Mapping[int, str] | None = None,
+        at_start: bool = True,
     ) -> list[int]:
         """Turn text into token ids.
 
@@ -106,12 +107,13 @@ class Tokenizer:
                 text that a user wrote.
             stand_ins: characters that stand for others while special tokens are looked for, as
                 ``str.translate`` wants them: what they spell never is a special token.
+            at_start: the text begins here. One that goes on from another gets no space before it.
 
         Raises:
             RequestError: ``text`` holds a lone surrogate, which has no UTF-8.
         """
         ids: list[int] = []
-        follows_special = True
+        follows_special = at_start
         for piece in self._pieces(text, parse_special, stand_ins):
             if isinstance(piece, int):
                 ids.append(piece)

@@ -74,7 +74,7 @@ class Simulation:
             ]
             assert not read_only, "a shared page is never written"
         chosen = {
-            item.state: 100 + len(item.state.token_ids) for item in batch.items if item.samples
+            item.state: [100 + len(item.state.token_ids)] for item in batch.items if item.samples
         }
         for state in chosen:
             self.received[state] += 1

@@ -47,7 +47,8 @@ class Driver:
 
     def add(self, request: GenerationRequest) -> str:
         self.engine.check(request)
-        self.engine.add(RequestHandle(request, lambda _: None))
+        matcher = self.engine.matcher(request)
+        self.engine.add(RequestHandle(request, lambda _: None, matcher=matcher))
         return request.request_id
 
     def step(self, count: int = 1) -> None:
