@@ -7,8 +7,10 @@ Shapes: M rows of a step, P of them with an adapter, S adapters, K inputs, N out
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,18 +54,29 @@ class FactorTable:
 
     Args:
         entries: E of them, None where the adapter adds nothing.
+        special: what is no low-rank term of a linear layer, by name of the tensor: the business of
+            the layers, not of this op.
 
     Attributes:
         addresses: int64 [E, 3]: where A and B begin, and R; zeros where there is no entry.
     """
 
-    def __init__(self, entries: Sequence[LowRank | None], device: torch.device) -> None:
-        self.entries = tuple(entries)
+    def __init__(
+        self,
+        entries: Sequence[LowRank | None],
+        device: torch.device,
+        special: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        self.entries, self.special = tuple(entries), special
         lines = [
             [e.a.planes["w"].data_ptr(), e.b.planes["w"].data_ptr(), e.a.shape[0]] if e else [0] * 3
             for e in self.entries
         ]
         self.addresses = torch.tensor(lines, dtype=torch.int64, device=device)
+
+    def changes(self, name: str, number: int) -> bool:
+        """Does the adapter change a layer, given the name of its tensor and its number?"""
+        return name in self.special or self.entries[number] is not None
 
 
 class RowGroups:

@@ -6,7 +6,7 @@ whose outputs are wanted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from oxillama_torch.engine.state import ScheduledBatch, ScheduledItem
+from oxillama_torch.kernels.lora.op import FactorTable
 from oxillama_torch.layers.attention import ForwardBatch
-from oxillama_torch.layers.lora import AdapterBatch
+from oxillama_torch.layers.lora import HEAD, AdapterBatch
 from oxillama_torch.lora.attach import adapter_batch
 
 __all__ = ["BatchBuilder", "StepInputs"]
@@ -91,9 +92,18 @@ class BatchBuilder:
             max_query_len=int(counts.max()),
             max_seq_len=max_seq_len,
             logits_rows=self._tensor(_output_rows(items, ends), np.int64),
-            adapters=self._adapters(items),
+            adapters=self._adapters(items, [item.count for item in items]),
         )
         return StepInputs(forward, sampling, scoring)
+
+    def head_adapters(
+        self, items: Sequence[ScheduledItem], counts: Sequence[int]
+    ) -> AdapterBatch | None:
+        """Adapters that change the head, for rows whose logits are wanted: so many of each item."""
+        head = self._layers.get(HEAD, -1)
+        if not any(table.changes(HEAD, head) for i in items for table, _ in _uses(i)):
+            return None
+        return self._adapters(items, counts)
 
     def _sync(self, item: ScheduledItem) -> None:
         """Copy pages that a request got since it was last seen into its line of the table."""
@@ -102,15 +112,20 @@ class BatchBuilder:
             self._table[item.state.slot, held.synced : len(held.pages)] = held.pages[held.synced :]
             held.synced = len(held.pages)
 
-    def _adapters(self, items: tuple[ScheduledItem, ...]) -> AdapterBatch | None:
+    def _adapters(
+        self, items: Sequence[ScheduledItem], counts: Sequence[int]
+    ) -> AdapterBatch | None:
         if not any(item.state.adapters for item in items):
             return None
-        uses = [[(loaded.table, scale) for loaded, scale in i.state.adapters] for i in items]
-        return adapter_batch(self._layers, uses, [item.count for item in items], self._device)
+        return adapter_batch(self._layers, [_uses(i) for i in items], counts, self._device)
 
     def _tensor(self, values: np.ndarray | list[int], dtype: type) -> torch.Tensor:
         array = np.ascontiguousarray(values, dtype)
         return torch.from_numpy(array).to(self._device, non_blocking=True)
+
+
+def _uses(item: ScheduledItem) -> list[tuple[FactorTable, float]]:
+    return [(loaded.table, scale) for loaded, scale in item.state.adapters]
 
 
 def _output_rows(items: tuple[ScheduledItem, ...], ends: np.ndarray) -> np.ndarray:

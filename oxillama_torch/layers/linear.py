@@ -97,8 +97,10 @@ class Embedding(nn.Module):
         self.dtype = dtype
         self.scale = scale
 
-    def forward(self, ids_T: Tensor) -> Tensor:
+    def forward(self, ids_T: Tensor, adapters: AdapterBatch | None = None) -> Tensor:
         x_TD = embedding(ids_T, self.weight, self.dtype)
+        if adapters is not None:
+            adapters.add_embedding(x_TD, ids_T)
         return x_TD if self.scale == 1.0 else x_TD * self.scale
 
     def extra_repr(self) -> str:

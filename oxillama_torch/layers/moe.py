@@ -32,7 +32,11 @@ class MixtureOfExperts(nn.Module):
         normalize: divide the chosen p by their sum.
         scale: factor of the chosen p.
         activation: ``silu``, ``gelu`` or ``gelu_tanh``.
+        name: of the layer in the file, such as ``blk.0``.
         numerics: ``"invariant"`` or ``"fast"``.
+
+    Attributes:
+        stacks: names in the file of gate, up and down, such as ``blk.0.ffn_gate_exps``.
     """
 
     def __init__(
@@ -46,11 +50,13 @@ class MixtureOfExperts(nn.Module):
         normalize: bool,
         scale: float,
         activation: str,
+        name: str = "",
         numerics: str = "invariant",
     ) -> None:
         super().__init__()
         self.router = router
         self.gate_up, self.down = gate_up, down
+        self.stacks = tuple(f"{name}.ffn_{part}_exps" for part in ("gate", "up", "down"))
         self.num_experts, self.num_chosen = num_experts, num_chosen
         self.normalize, self.scale = normalize, scale
         self.activation = activation
@@ -62,8 +68,14 @@ class MixtureOfExperts(nn.Module):
         x_RD = x_TD.repeat_interleave(self.num_chosen, dim=0)
         both = [self._experts(x_RD, weight, ids_R) for weight in self.gate_up]
         gate_RF, up_RF = both if len(both) == 2 else both[0].chunk(2, dim=1)
+        if adapters is not None:
+            self._adapt(adapters, gate_RF, x_RD, ids_R, self.stacks[0])
+            self._adapt(adapters, up_RF, x_RD, ids_R, self.stacks[1])
         hidden_RF = gated(gate_RF, up_RF, self.activation, numerics=self.numerics)
-        y_TKD = self._experts(hidden_RF, self.down, ids_R).unflatten(0, (-1, self.num_chosen))
+        y_RD = self._experts(hidden_RF, self.down, ids_R)
+        if adapters is not None:
+            self._adapt(adapters, y_RD, hidden_RF, ids_R, self.stacks[2])
+        y_TKD = y_RD.unflatten(0, (-1, self.num_chosen))
         return _sum_in_order(y_TKD.float() * weights_TK[:, :, None]).to(x_TD.dtype)
 
     def route(self, x_TD: Tensor, adapters: AdapterBatch | None = None) -> tuple[Tensor, Tensor]:
@@ -79,6 +91,31 @@ class MixtureOfExperts(nn.Module):
 
     def _experts(self, x: Tensor, weight: PackedTensor, ids_R: Tensor) -> Tensor:
         return quant_matmul_experts(x, weight, ids_R, self.num_experts, numerics=self.numerics)
+
+    def _adapt(
+        self, adapters: AdapterBatch, y_RN: Tensor, x_RK: Tensor, ids_R: Tensor, stack: str
+    ) -> None:
+        adapters.add_experts(
+            y_RN, x_RK, ids_R, stack, self.num_experts, self.num_chosen, self.numerics
+        )
+
+    def stack(self, name: str) -> tuple[PackedTensor, int, int]:
+        """Where a stack of ``stacks`` stands: a tensor, its first row there, rows per expert."""
+        gate, up, down = self.stacks
+        if name == down:
+            weight, first, parts = self.down, 0, 1
+        elif len(self.gate_up) == 2:
+            weight, first, parts = self.gate_up[name == up], 0, 1
+        else:
+            weight, first, parts = self.gate_up[0], int(name == up), 2
+        step = weight.shape[0] // self.num_experts
+        return weight, first * step // parts, step
+
+    def shape(self, name: str) -> tuple[int, int, int]:
+        """(E, N, K) of a stack of ``stacks``."""
+        weight, _, step = self.stack(name)
+        fused = name != self.stacks[2] and len(self.gate_up) == 1
+        return self.num_experts, step // 2 if fused else step, weight.shape[1]
 
     def extra_repr(self) -> str:
         return f"{self.num_chosen} of {self.num_experts} experts, {self.down.type_name}"

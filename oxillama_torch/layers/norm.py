@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from oxillama_torch.kernels.norm.op import rms_norm
+from oxillama_torch.layers.lora import AdapterBatch
 
 __all__ = ["RMSNorm"]
 
@@ -18,19 +19,27 @@ class RMSNorm(nn.Module):
     Args:
         weight: float32 [D].
         eps: added to the mean square.
+        name: in the file, such as ``blk.0.attn_norm``.
         numerics: ``"invariant"`` or ``"fast"``.
     """
 
-    def __init__(self, weight: Tensor, eps: float, *, numerics: str = "invariant") -> None:
+    def __init__(
+        self, weight: Tensor, eps: float, *, name: str = "", numerics: str = "invariant"
+    ) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
-        self.eps = eps
+        self.eps, self.name = eps, name
         self.numerics = numerics
 
-    def forward(self, x_TD: Tensor, residual_TD: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x_TD: Tensor, residual_TD: Tensor | None, adapters: AdapterBatch | None = None
+    ) -> tuple[Tensor, Tensor]:
         """``(norm(x + residual), x + residual)`` in one kernel; no residual counts as zero."""
         normed = rms_norm(x_TD, self.weight, self.eps, residual=residual_TD, numerics=self.numerics)
-        return (normed, x_TD) if residual_TD is None else normed
+        y_TD, sum_TD = (normed, x_TD) if residual_TD is None else normed
+        if adapters is not None:
+            adapters.add_norm(y_TD, sum_TD, self.name, self.eps, self.numerics)
+        return y_TD, sum_TD
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps:g}"

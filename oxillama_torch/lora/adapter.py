@@ -1,6 +1,6 @@
-"""An adapter as it was read: low-rank factors by tensor of the model, on the CPU.
+"""An adapter as it was read: what it does to which tensor of the model, on the CPU.
 
-N outputs, K inputs, r rank.
+N outputs, K inputs, r rank, E experts.
 """
 
 from __future__ import annotations
@@ -15,40 +15,10 @@ import torch
 from torch import Tensor
 
 from oxillama_torch.errors import RequestError
-from oxillama_torch.lora.targets import Targets
+from oxillama_torch.lora.base import BaseWeights
+from oxillama_torch.lora.terms import LoraTerm, Replacement, Term
 
-__all__ = ["Adapter", "LoraTerm", "invalid_adapter", "read_adapter"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LoraTerm:
-    """What an adapter does to one weight: ``W + scaling * B A``.
-
-    With a magnitude m (DoRA, Liu et al. 2024), each row is then scaled to length m.
-
-    Args:
-        lora_A: float32 [r, K].
-        lora_B: float32 [N, r], rows in the order of the file's weight.
-        scaling: factor of the product.
-        magnitude: float32 [N] or None.
-    """
-
-    lora_A: Tensor
-    lora_B: Tensor
-    scaling: float
-    magnitude: Tensor | None = None
-
-    @property
-    def rank(self) -> int:
-        return self.lora_A.shape[0]
-
-    def tensors(self) -> list[Tensor]:
-        """All tensors of the term."""
-        return [self.lora_A, self.lora_B, *([] if self.magnitude is None else [self.magnitude])]
-
-    def delta(self, rows: slice = slice(None)) -> Tensor:
-        """``scaling * B A`` for some rows, float32 [n, K]."""
-        return self.scaling * (self.lora_B[rows] @ self.lora_A)
+__all__ = ["Adapter", "invalid_adapter", "read_adapter"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,13 +35,13 @@ class Adapter:
     """
 
     name: str
-    terms: Mapping[str, LoraTerm]
+    terms: Mapping[str, Term]
     path: Path | None
     digest: str
 
     @classmethod
     def build(
-        cls, name: str, terms: Mapping[str, LoraTerm], targets: Targets, path: Path | None = None
+        cls, name: str, terms: Mapping[str, Term], targets: BaseWeights, path: Path | None = None
     ) -> Adapter:
         """Check terms against a model and make an adapter of them.
 
@@ -95,14 +65,22 @@ class Adapter:
     @property
     def ranks(self) -> list[int]:
         """The different ranks of its terms, ascending."""
-        return sorted({term.rank for term in self.terms.values()})
+        return sorted({term.rank for term in self._low_rank().values()})
 
     @property
     def uses_dora(self) -> bool:
-        return any(term.magnitude is not None for term in self.terms.values())
+        return any(term.magnitude is not None for term in self._low_rank().values())
+
+    @property
+    def replaced(self) -> list[str]:
+        """Tensors that it has whole, in the place of the model's."""
+        return [stem for stem, term in self.terms.items() if isinstance(term, Replacement)]
+
+    def _low_rank(self) -> dict[str, LoraTerm]:
+        return {stem: term for stem, term in self.terms.items() if isinstance(term, LoraTerm)}
 
 
-def read_adapter(name: str, path: str | os.PathLike[str], targets: Targets) -> Adapter:
+def read_adapter(name: str, path: str | os.PathLike[str], targets: BaseWeights) -> Adapter:
     """Read a peft folder or an adapter GGUF for a model.
 
     Args:
@@ -129,31 +107,49 @@ def invalid_adapter(name: str, why: str) -> RequestError:
     return RequestError(f"adapter {name!r}: {why}", code="invalid_adapter", param="path")
 
 
-def _check(name: str, stem: str, term: LoraTerm, targets: Targets) -> None:
-    if stem not in targets.places:
-        raise invalid_adapter(name, f"the model has no linear layer {stem!r}")
-    outputs, inputs = targets.places[stem].weight.shape
-    wanted = {
-        "lora_A": (term.lora_A, (term.rank, inputs)),
-        "lora_B": (term.lora_B, (outputs, term.rank)),
-    }
-    if term.magnitude is not None:
-        wanted["magnitude"] = (term.magnitude, (outputs,))
-    for part, (tensor, shape) in wanted.items():
-        if tuple(tensor.shape) != shape:
+def _check(name: str, stem: str, term: Term, targets: BaseWeights) -> None:
+    if stem not in targets.shapes:
+        raise invalid_adapter(name, f"the model has no tensor {stem!r} that adapters change")
+    shape = targets.shapes[stem]
+    if isinstance(term, Replacement):
+        wanted = {"weight": (term.weight, shape)}
+        if term.bias is not None:
+            wanted["bias"] = (term.bias, shape[:-1])
+    else:
+        if len(shape) == 1:
+            raise invalid_adapter(name, f"a low-rank change of {stem}, which is a vector")
+        wanted = _factors(stem, term, targets)
+    for part, (tensor, fit) in wanted.items():
+        if tuple(tensor.shape) != fit:
             got = f"{part} of {stem} is {tuple(tensor.shape)}"
-            raise invalid_adapter(name, f"{got}, the model's ({outputs}, {inputs}) wants {shape}")
+            raise invalid_adapter(name, f"{got}, the model's {shape} wants {fit}")
         if not bool(torch.isfinite(tensor).all()):
             raise invalid_adapter(name, f"{part} of {stem} has values that are not finite")
-    if term.rank == 0:
+    if isinstance(term, LoraTerm) and term.rank == 0:
         raise invalid_adapter(name, f"{stem} has rank 0")
 
 
-def _digest(terms: Mapping[str, LoraTerm]) -> str:
+def _factors(
+    stem: str, term: LoraTerm, targets: BaseWeights
+) -> dict[str, tuple[Tensor, tuple[int, ...]]]:
+    """The factors of a term and the shapes that the model wants of them."""
+    *stack, outputs, inputs = targets.shapes[stem]
+    wanted = {
+        "lora_A": (term.lora_A, (*stack, term.rank, inputs)),
+        "lora_B": (term.lora_B, (*stack, outputs, term.rank)),
+    }
+    if term.magnitude is not None:
+        lengths = inputs if targets.kind(stem) == "embedding" else outputs
+        wanted["magnitude"] = (term.magnitude, (lengths,))
+    return wanted
+
+
+def _digest(terms: Mapping[str, Term]) -> str:
     digest = hashlib.sha256()
     for stem, term in sorted(terms.items()):
         shapes = [tuple(tensor.shape) for tensor in term.tensors()]
-        digest.update(f"{stem} {term.scaling!r} {shapes} ".encode())
+        kind = repr(term.scaling) if isinstance(term, LoraTerm) else "whole"
+        digest.update(f"{stem} {kind} {shapes} ".encode())
         for tensor in term.tensors():
-            digest.update(tensor.contiguous().numpy())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()

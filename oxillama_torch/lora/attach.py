@@ -12,9 +12,19 @@ from torch import Tensor
 
 from oxillama_torch.kernels.formats.base import PackedTensor
 from oxillama_torch.kernels.lora.op import FactorTable, LowRank, RowGroups, padded_rank
-from oxillama_torch.layers.lora import AdapterBatch
-from oxillama_torch.lora.adapter import Adapter, LoraTerm
+from oxillama_torch.layers.lora import (
+    AdapterBatch,
+    EmbeddingTerm,
+    ExpertTerm,
+    OtherEmbedding,
+    OtherLinear,
+    OtherNorm,
+    Special,
+)
+from oxillama_torch.lora.adapter import Adapter
+from oxillama_torch.lora.base import BaseWeights
 from oxillama_torch.lora.targets import Targets
+from oxillama_torch.lora.terms import LoraTerm, Term
 
 __all__ = ["adapter_batch", "dora_factor", "factor_table", "table_bytes"]
 
@@ -26,23 +36,36 @@ Uses = Sequence[tuple[FactorTable, float]]
 
 def factor_table(adapter: Adapter, targets: Targets) -> FactorTable:
     """Put an adapter's factors on the model's device, in the dtype of its activations."""
-    entries = [
-        _low_rank(stem, adapter.terms[stem], targets) if stem in adapter.terms else None
-        for stem in targets.places
-    ]
-    return FactorTable(entries, targets.device)
+    entries: list[LowRank | None] = [None] * len(targets.numbers)
+    special: dict[str, Special] = {}
+    for stem, term in adapter.terms.items():
+        if isinstance(term, LoraTerm) and stem in targets.numbers:
+            entries[targets.numbers[stem]] = _low_rank(stem, term, targets)
+        else:
+            special[stem] = _special(stem, term, targets)
+    return FactorTable(entries, targets.device, special)
 
 
 def table_bytes(table: FactorTable) -> int:
     """Bytes that a table's factors take on the device."""
-    return sum(entry.a.nbytes + entry.b.nbytes for entry in table.entries if entry is not None)
+    parts = [entry for entry in table.entries if entry is not None]
+    parts += table.special.values()
+    held = [getattr(part, field) for part in parts for field in part.__slots__]
+    return sum(value.nbytes for value in held if value is not None)
 
 
-def dora_factor(stem: str, term: LoraTerm, targets: Targets) -> Tensor:
-    """``m / |W + scaling B A|`` by row, float32 [N] on the CPU (section 4.3 of the DoRA paper)."""
+def dora_factor(stem: str, term: LoraTerm, targets: BaseWeights) -> Tensor:
+    """``m / |W + scaling B A|`` by row, float32 [N] on the CPU (section 4.3 of the DoRA paper).
+
+    Of the embedding by column, [D].
+    """
     assert term.magnitude is not None, f"{stem} has no magnitude"
-    norms = [(w + term.delta(rows).to(w.device)).norm(dim=1) for rows, w in targets.chunks(stem)]
-    return term.magnitude / torch.cat(norms).cpu()
+    changed = ((w + term.delta(rows).to(w.device)) for rows, w in targets.chunks(stem))
+    if targets.kind(stem) == "embedding":
+        norms = sum(rows.square().sum(0, dtype=torch.float64) for rows in changed).sqrt().float()
+    else:
+        norms = torch.cat([rows.norm(dim=1) for rows in changed])
+    return term.magnitude / norms.cpu()
 
 
 def adapter_batch(
@@ -86,17 +109,52 @@ def _round(uses: Sequence[Uses], counts: Sequence[int], device: torch.device) ->
 
 def _low_rank(stem: str, term: LoraTerm, targets: Targets) -> LowRank:
     factor = None if term.magnitude is None else dora_factor(stem, term, targets)
-    rank = padded_rank(term.rank)
-    a = torch.zeros(rank, term.lora_A.shape[1])
-    a[: term.rank] = term.lora_A
-    b = torch.zeros(term.lora_B.shape[0], rank)
-    b[:, : term.rank] = term.lora_B * term.scaling
+    b = term.lora_B * term.scaling
     if factor is not None:
         b *= factor[:, None]
-    gain = None if factor is None else (factor - 1).to(targets.device)
-    return LowRank(_pack(a, targets), _pack(b, targets), gain)
+    return LowRank(
+        _pack(_padded(term.lora_A, -2), targets),
+        _pack(_padded(b, -1), targets),
+        _gain(factor, targets),
+    )
+
+
+def _special(stem: str, term: Term, targets: Targets) -> Special:
+    kind = targets.kind(stem)
+    if isinstance(term, LoraTerm):
+        if kind == "experts":
+            a, b = _padded(term.lora_A, -2), _padded(term.lora_B * term.scaling, -1)
+            return ExpertTerm(_pack(a.flatten(0, 1), targets), _pack(b.flatten(0, 1), targets))
+        factor = None if term.magnitude is None else dora_factor(stem, term, targets)
+        back = term.lora_A.T * term.scaling
+        if factor is not None:
+            back = back * factor[:, None]
+        rows, back = _padded(term.lora_B, -1), _padded(back, -1)
+        return EmbeddingTerm(_pack(rows, targets), _pack(back, targets), _gain(factor, targets))
+    if kind == "norm":
+        weight = targets.norms[stem].weight
+        return OtherNorm(term.weight.to(weight) - weight)
+    weight = _pack(term.weight, targets)
+    if kind == "embedding":
+        return OtherEmbedding(weight)
+    place = targets.places[stem]
+    bias = place.linear.bias
+    if bias is not None:
+        rows = slice(place.start, place.start + len(term.weight))
+        bias = bias[rows] if term.bias is None else term.bias.to(bias)
+    return OtherLinear(weight, bias)
+
+
+def _gain(factor: Tensor | None, targets: Targets) -> Tensor | None:
+    return None if factor is None else (factor - 1).to(targets.device)
+
+
+def _padded(values: Tensor, dim: int) -> Tensor:
+    """Ranks, which stand in dimension ``dim``, filled up with zeros to whole tiles."""
+    missing = padded_rank(values.shape[dim]) - values.shape[dim]
+    return torch.nn.functional.pad(values, (0, 0, 0, missing) if dim == -2 else (0, missing))
 
 
 def _pack(values: Tensor, targets: Targets) -> PackedTensor:
-    data = values.to(targets.device, targets.dtype).view(torch.uint8).flatten()
+    data = values.to(targets.device, targets.dtype).contiguous().view(torch.uint8).flatten()
     return PackedTensor.from_bytes(_TYPES[targets.dtype], data, tuple(values.shape))

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from oxillama_torch.errors import RequestError, UnsupportedError
-from oxillama_torch.lora.adapter import Adapter, LoraTerm
-from oxillama_torch.lora.targets import Targets
+from oxillama_torch.lora.adapter import Adapter
+from oxillama_torch.lora.base import BaseWeights
+from oxillama_torch.lora.terms import LoraTerm
 
 __all__ = ["COMBINATIONS", "combine"]
 
@@ -29,7 +30,7 @@ def combine(
     name: str,
     adapters: Sequence[Adapter],
     weights: Sequence[float],
-    targets: Targets,
+    targets: BaseWeights,
     *,
     combination_type: str = "svd",
     density: float | None = None,
@@ -56,7 +57,7 @@ def combine(
     rank = svd_rank or max(adapter.ranks[-1] for adapter in adapters)
     terms = {}
     # peft goes layer by layer too: with one seed, random pruning draws the same numbers.
-    for stem in targets.places:
+    for stem in targets.shapes:
         own = [(a.terms[stem], weight) for a, weight in zip(adapters, weights) if stem in a.terms]
         if not own:
             continue

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.kernels.formats.base import PackedTensor, get
 from oxillama_torch.layers.linear import LinearGroup, QuantLinear
-from oxillama_torch.lora.adapter import Adapter, LoraTerm
+from oxillama_torch.lora.adapter import Adapter
 from oxillama_torch.lora.attach import dora_factor
 from oxillama_torch.lora.targets import Targets
+from oxillama_torch.lora.terms import LoraTerm
 
 __all__ = ["MERGE_DTYPES", "Merge", "MergeReport", "Merger", "encode"]
 

@@ -3,24 +3,27 @@
 peft's own class reads the configuration and tells which pattern holds for a module. Options that
 change what an adapter computes and that are not built here are refused by name.
 
-N outputs, K inputs, r rank.
+N outputs, K inputs, r rank, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from oxillama_torch.errors import UnsupportedError
-from oxillama_torch.lora.adapter import LoraTerm, invalid_adapter
-from oxillama_torch.lora.targets import Targets
+from oxillama_torch.lora.adapter import invalid_adapter
+from oxillama_torch.lora.base import BaseWeights
+from oxillama_torch.lora.peft_experts import ExpertReader
+from oxillama_torch.lora.peft_tensors import read_modules
+from oxillama_torch.lora.terms import LoraTerm, Replacement, Term
 
 __all__ = ["read_peft_terms"]
 
@@ -33,20 +36,15 @@ _HARMLESS = frozenset({
     "layers_pattern", "rank_pattern", "alpha_pattern", "megatron_config", "megatron_core",
     "loftq_config", "eva_config", "corda_config", "lora_ga_config", "use_dora",
     "qalora_group_size", "runtime_config", "ensure_weight_tying", "modules_to_save",
+    "target_parameters",
 })
 # fmt: on
 # Ways to start that leave the model's own weights alone; PiSSA and its kin subtract from them.
 _PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
-_PREFIX = "base_model.model."
-_PARTS = {
-    "lora_A.weight": "lora_A",
-    "lora_B.weight": "lora_B",
-    "lora_magnitude_vector": "magnitude",
-    "lora_magnitude_vector.weight": "magnitude",
-}
+_MAX_DISTANCE = 0.5  # of two tables over the length of one; Q2_K is some 0.2 away
 
 
-def read_peft_terms(name: str, folder: Path, targets: Targets) -> dict[str, LoraTerm]:
+def read_peft_terms(name: str, folder: Path, targets: BaseWeights) -> dict[str, Term]:
     """Terms of a peft folder, by tensor of the model.
 
     Raises:
@@ -54,27 +52,75 @@ def read_peft_terms(name: str, folder: Path, targets: Targets) -> dict[str, Lora
         UnsupportedError: a method, an option or a kind of tensor that is not built.
     """
     config = _config(name, folder)
-    terms = {}
-    for module, parts in _modules(name, folder).items():
+    terms: dict[str, Term] = {}
+    experts = ExpertReader(name, targets, functools.partial(_scaling, config))
+    for module, parts in read_modules(name, folder, config.modules_to_save or ()).items():
+        if experts.takes(module, parts):
+            continue
         stem = targets.stem(module)
         if stem is None:
-            if module.rpartition(".")[2] in ("lm_head", "embed_tokens"):
-                raise UnsupportedError(f"adapter {name!r}: LoRA on {module}")
             raise invalid_adapter(name, f"the model has no linear layer {module!r}")
-        missing = {"lora_A", "lora_B", *(["magnitude"] if config.use_dora else [])} - parts.keys()
-        if missing:
-            raise invalid_adapter(name, f"{sorted(missing)[0]} of {module} is missing")
-        if "magnitude" in parts and not config.use_dora:
-            raise invalid_adapter(name, f"{module} has a magnitude, but use_dora is off")
-        _check_rows(name, module, parts, targets.places[stem].weight.shape[0])
-        magnitude = parts.get("magnitude")
-        terms[stem] = LoraTerm(
-            parts["lora_A"],
-            targets.file_rows(stem, parts["lora_B"]),
-            _scaling(config, module, parts["lora_A"].shape[0]),
-            None if magnitude is None else targets.file_rows(stem, magnitude),
-        )
-    return terms
+        if "base" in parts:
+            _check_base(name, stem, parts.pop("base"), targets)
+        if not parts:
+            continue
+        if "weight" in parts:
+            if len(parts) > 1 + ("bias" in parts):
+                raise invalid_adapter(name, f"{module} is both changed and saved whole")
+            terms[stem] = _replacement(stem, parts, targets)
+        else:
+            terms[stem] = _low_rank(name, config, module, stem, parts, targets)
+    return terms | experts.terms()
+
+
+def _low_rank(
+    name: str, config: Any, module: str, stem: str, parts: dict[str, Tensor], targets: BaseWeights
+) -> LoraTerm:
+    embedding = targets.kind(stem) == "embedding"
+    a, b = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
+    missing = {a, b, *(["magnitude"] if config.use_dora else [])} - parts.keys()
+    if missing:
+        raise invalid_adapter(name, f"{sorted(missing)[0]} of {module} is missing")
+    if "magnitude" in parts and not config.use_dora:
+        raise invalid_adapter(name, f"{module} has a magnitude, but use_dora is off")
+    scaling = _scaling(config, module, parts[a].shape[0])
+    magnitude = parts.get("magnitude")
+    if embedding:  # peft holds the change of the transposed table
+        return LoraTerm(parts[b].T.contiguous(), parts[a].T.contiguous(), scaling, magnitude)
+    _check_rows(name, module, parts, targets.shapes[stem][0])
+    return LoraTerm(
+        parts[a],
+        targets.file_rows(stem, parts[b]),
+        scaling,
+        None if magnitude is None else targets.file_rows(stem, magnitude),
+    )
+
+
+def _replacement(stem: str, parts: dict[str, Tensor], targets: BaseWeights) -> Replacement:
+    shape = tuple(parts["weight"].shape)
+    if shape != targets.shapes[stem]:
+        return Replacement(parts["weight"])  # refused for its shape in a moment
+    bias = parts.get("bias")
+    return Replacement(
+        targets.file_rows(stem, parts["weight"]),
+        None if bias is None else targets.file_rows(stem, bias),
+    )
+
+
+def _check_base(name: str, stem: str, base: Tensor, targets: BaseWeights) -> None:
+    """peft saves the model's own embedding and head beside changes of them: is it this model's?
+
+    A coarse quantization is far from what was quantized, another table much farther.
+    """
+    if tuple(base.shape) != targets.shapes[stem]:
+        shapes = f"{tuple(base.shape)}, the model's is {targets.shapes[stem]}"
+        raise invalid_adapter(name, f"it was trained on a {stem} of {shapes}")
+    error = total = 0.0
+    for rows, weight in targets.chunks(stem):
+        error += float((weight.cpu() - base[rows]).double().square().sum())
+        total += float(base[rows].double().square().sum())
+    if error > _MAX_DISTANCE**2 * total:
+        raise invalid_adapter(name, f"it was trained on another {stem} than the model's")
 
 
 def _check_rows(name: str, module: str, parts: dict[str, Tensor], outputs: int) -> None:
@@ -117,9 +163,6 @@ def _config(name: str, folder: Path) -> Any:
     if config.init_lora_weights not in _PLAIN_STARTS:
         start = f"init_lora_weights={config.init_lora_weights!r}, which changes the model itself"
         raise UnsupportedError(f"adapter {name!r}: {start}", map(str, _PLAIN_STARTS))
-    if config.modules_to_save:
-        saved = ", ".join(sorted(config.modules_to_save))
-        raise UnsupportedError(f"adapter {name!r}: modules_to_save ({saved})")
     return config
 
 
@@ -129,37 +172,3 @@ def _scaling(config: Any, module: str, rank: int) -> float:
     key = get_pattern_key(config.alpha_pattern.keys(), module)
     alpha = config.alpha_pattern.get(key, config.lora_alpha)
     return alpha / (math.sqrt(rank) if config.use_rslora else rank)
-
-
-def _modules(name: str, folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Module -> part -> float32 tensor."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = folder / "adapter_model.safetensors"
-    if not path.is_file():
-        if (folder / "adapter_model.bin").exists():
-            what = f"adapter {name!r}: a pickled adapter_model.bin"
-            raise UnsupportedError(what, ("adapter_model.safetensors",))
-        raise invalid_adapter(name, f"{path} is missing")
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise invalid_adapter(name, f"{path} cannot be read: {error}") from error
-    modules: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        module, part = _split(key)
-        if part is None or not tensor.is_floating_point():
-            raise UnsupportedError(f"adapter {name!r}: tensor {key!r} of {tensor.dtype}")
-        if tensor.ndim != (1 if part == "magnitude" else 2):
-            raise invalid_adapter(name, f"{key} is {tuple(tensor.shape)}")
-        modules.setdefault(module, {})[part] = tensor.to(torch.float32)
-    return modules
-
-
-def _split(key: str) -> tuple[str, str | None]:
-    """``base_model.model.model.layers.0.mlp.up_proj.lora_A.weight`` -> (module, ``lora_A``)."""
-    for suffix, part in _PARTS.items():
-        if key.endswith(f".{suffix}"):
-            return key.removesuffix(f".{suffix}").removeprefix(_PREFIX), part
-    return key, None

@@ -1,36 +1,27 @@
-"""The linear layers of a model that adapters may change, by the names of their tensors.
+"""What adapters may change in a loaded model, and where it stands there.
 
-N outputs, K inputs, H heads.
+N outputs, K inputs, E experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from oxillama_torch.kernels.formats.base import PackedTensor
 from oxillama_torch.layers.linear import LinearGroup, QuantLinear
+from oxillama_torch.layers.moe import MixtureOfExperts
+from oxillama_torch.layers.norm import RMSNorm
+from oxillama_torch.lora.base import BaseWeights
 from oxillama_torch.models.decoder import Decoder
 
 __all__ = ["Place", "Targets"]
 
-# What a layer is called in a HuggingFace model, and in a GGUF file.
-_STEMS = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Place:
-    """Where a layer stands.
+    """Where a linear layer stands.
 
     Args:
         number: its line in tables of factors; layers of one product follow each other.
@@ -47,30 +38,44 @@ class Place:
     weight: PackedTensor
 
 
-class Targets:
-    """Linear layers inside the decoder's layers; the embedding and the head are not among them.
+class Targets(BaseWeights):
+    """Embedding, linear layers, experts, norms and head of a decoder.
 
     Args:
         decoder: nothing may be merged into it yet.
 
     Attributes:
-        places: name of the tensor, such as ``blk.0.attn_q`` -> Place.
+        places: name of a linear layer, such as ``blk.0.attn_q`` -> Place.
         numbers: the same names -> Place.number.
+        norms: name -> module.
+        experts: name of a stack, such as ``blk.0.ffn_up_exps`` -> module.
     """
 
     def __init__(self, decoder: Decoder) -> None:
-        self._config = decoder.config
-        self.architecture = decoder.config.architecture.name
+        self.decoder = decoder
         self.dtype, self.device = decoder.dtype, decoder.device
         self.places: dict[str, Place] = {}
-        for owner in decoder.layers.modules():
+        self.norms: dict[str, RMSNorm] = {}
+        self.experts: dict[str, MixtureOfExperts] = {}
+        for owner in decoder.modules():
             if isinstance(owner, LinearGroup):
                 for linear in owner.linears:
                     self._add(owner, linear)
-        for module in decoder.layers.modules():
+        for module in decoder.modules():
             if isinstance(module, QuantLinear) and next(iter(module.parts)) not in self.places:
                 self._add(module, module)
+            elif isinstance(module, RMSNorm):
+                self.norms[module.name] = module
+            elif isinstance(module, MixtureOfExperts):
+                self.experts |= dict.fromkeys(module.stacks, module)
         self.numbers = {stem: place.number for stem, place in self.places.items()}
+        self._weights = {stem: place.weight for stem, place in self.places.items()}
+        self._weights["token_embd"] = decoder.embedding.weight
+        shapes = {stem: tuple(weight.shape) for stem, weight in self._weights.items()}
+        shapes |= {stem: (len(norm.weight),) for stem, norm in self.norms.items()}
+        shapes |= {stem: module.shape(stem) for stem, module in self.experts.items()}
+        self._stacks = {stem: module.stack(stem) for stem, module in self.experts.items()}
+        super().__init__(decoder.config, shapes)
 
     def _add(self, owner: nn.Module, linear: QuantLinear) -> None:
         start = 0
@@ -79,33 +84,20 @@ class Targets:
             self.places[stem] = Place(len(self.places), owner, linear, start, weight)
             start += rows
 
-    def stem(self, module: str) -> str | None:
-        """What a HuggingFace module such as ``model.layers.3.mlp.up_proj`` is called in the file.
+    def rows(self, stem: str, start: int, stop: int) -> Tensor:
+        if stem not in self._stacks:
+            return self._weights[stem].rows(start, stop).dequantize()
+        outputs = self.shapes[stem][1]
+        weight, first, step = self._stacks[stem]
+        expert, inside = divmod(start, outputs)
+        begin = expert * step + first + inside
+        return weight.rows(begin, begin + stop - start).dequantize()
 
-        Returns: ``blk.3.ffn_up``; None when the model has no such layer.
-        """
-        _, _, rest = module.rpartition("layers.")
-        layer, _, name = rest.partition(".")
-        stem = f"blk.{layer}.{_STEMS.get(name)}"
-        return stem if stem in self.places else None
-
-    def file_rows(self, stem: str, values: Tensor) -> Tensor:
-        """Rows [N, ...] of a HuggingFace weight in the order in which the file has them.
-
-        Files whose rotation pairs neighbours hold the rows of each head of q and k interleaved:
-        first half and second half by turns (``permute`` of llama.cpp's converter).
-        """
-        _, layer, name = stem.split(".")
-        if self._config.architecture.rope_style != "norm" or name not in ("attn_q", "attn_k"):
-            return values
-        sizes = self._config.layers[int(layer)]
-        heads = sizes.num_heads if name == "attn_q" else sizes.num_kv_heads
-        halves = values.unflatten(0, (heads, 2, -1))
-        return halves.transpose(1, 2).flatten(0, 2).contiguous()
-
-    def chunks(self, stem: str, rows: int = 1024) -> Iterator[tuple[slice, Tensor]]:
-        """The weight as it was loaded, dequantized piece by piece: (rows, float32 [n, K])."""
-        weight = self.places[stem].weight
-        for start in range(0, weight.shape[0], rows):
-            stop = min(start + rows, weight.shape[0])
-            yield slice(start, stop), weight.rows(start, stop).dequantize()
+    def nbytes(self, stem: str) -> int:
+        """Bytes of a weight as it was loaded."""
+        if stem in self._weights:
+            return self._weights[stem].nbytes
+        if stem in self.norms:
+            return self.norms[stem].weight.nbytes
+        weight, _, step = self._stacks[stem]
+        return weight.nbytes * self.shapes[stem][1] // step

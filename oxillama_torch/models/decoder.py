@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from oxillama_torch.layers.attention import Attention, ForwardBatch
 from oxillama_torch.layers.linear import Embedding, QuantLinear
+from oxillama_torch.layers.lora import AdapterBatch
 from oxillama_torch.layers.mlp import GatedMLP
 from oxillama_torch.layers.moe import MixtureOfExperts
 from oxillama_torch.layers.norm import RMSNorm
@@ -73,15 +74,19 @@ class Decoder(nn.Module):
         Returns:
             Hidden states after the final norm, ``dtype`` [T, D].
         """
-        x_TD, residual_TD = self.embedding(batch.input_ids), None
+        x_TD, residual_TD = self.embedding(batch.input_ids, batch.adapters), None
         for layer, pages in zip(self.layers, kv, strict=True):
             x_TD, residual_TD = layer(x_TD, residual_TD, batch, pages)
-        return self.norm(x_TD, residual_TD)[0]
+        return self.norm(x_TD, residual_TD, batch.adapters)[0]
 
     @torch.inference_mode()
-    def logits(self, hidden_RD: Tensor) -> Tensor:
-        """Logits float32 [R, V] of some rows of ``forward``'s result."""
-        logits_RV = self.head(hidden_RD.float())
+    def logits(self, hidden_RD: Tensor, adapters: AdapterBatch | None = None) -> Tensor:
+        """Logits float32 [R, V] of some rows of ``forward``'s result.
+
+        Args:
+            adapters: of these rows; None: none of them has any.
+        """
+        logits_RV = self.head(hidden_RD.float(), adapters)
         scale = self.config.logit_scale
         return logits_RV if scale == 1.0 else logits_RV / scale
 
@@ -110,9 +115,9 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x_TD: Tensor, residual_TD: Tensor | None, batch: ForwardBatch, kv: tuple
     ) -> tuple[Tensor, Tensor]:
-        x_TD, residual_TD = self.attention_norm(x_TD, residual_TD)
+        x_TD, residual_TD = self.attention_norm(x_TD, residual_TD, batch.adapters)
         x_TD = self._scaled(self.attention(x_TD, batch, kv))
-        x_TD, residual_TD = self.ffn_norm(x_TD, residual_TD)
+        x_TD, residual_TD = self.ffn_norm(x_TD, residual_TD, batch.adapters)
         return self._scaled(self.ffn(x_TD, batch.adapters)), residual_TD
 
     def _scaled(self, x_TD: Tensor) -> Tensor:

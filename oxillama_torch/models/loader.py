@@ -13,6 +13,7 @@ from oxillama_torch.gguf.metadata import Metadata
 from oxillama_torch.gguf.reader import GGUFFile
 from oxillama_torch.layers.attention import Attention
 from oxillama_torch.layers.linear import Embedding, QuantLinear
+from oxillama_torch.layers.lora import HEAD
 from oxillama_torch.layers.mlp import GatedMLP
 from oxillama_torch.layers.moe import MixtureOfExperts
 from oxillama_torch.layers.norm import RMSNorm
@@ -67,9 +68,9 @@ class _Builder:
         shape = (config.vocab_size, config.hidden_size)
         table = self.weights.packed({"token_embd.weight": shape})
         if "output.weight" in self.weights:
-            head = self.weights.linear("output", *shape)
+            head = self.weights.linear(HEAD, *shape)
         else:
-            head = QuantLinear(table, parts={"token_embd": shape[0]}, numerics=self.numerics)
+            head = QuantLinear(table, parts={HEAD: shape[0]}, numerics=self.numerics)
         return Decoder(
             config,
             embedding=Embedding(table, dtype, config.embedding_scale),
@@ -134,12 +135,13 @@ class _Builder:
             normalize=experts.normalize,
             scale=experts.scale,
             activation=self.config.architecture.activation,
+            name=prefix,
             numerics=self.numerics,
         )
 
     def _norm(self, stem: str) -> RMSNorm:
         weight = self.weights.vector(f"{stem}.weight", self.config.hidden_size)
-        return RMSNorm(weight, self.config.norm_eps, numerics=self.numerics)
+        return RMSNorm(weight, self.config.norm_eps, name=stem, numerics=self.numerics)
 
     def _head_norms(self, prefix: str) -> HeadNorms:
         q, k = (

@@ -6,52 +6,15 @@ request alone with the same one in a mixed batch.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
+from adapter_runner import AdapterRunner, assert_close, open_tiny, table_of
 from paged_runner import PagedRunner
 from tiny_adapters import ALL_LINEAR, ATTENTION, add_adapter, peft_logits, save_adapter
-from tiny_models import write_tiny
 
-from oxillama_torch.gguf.reader import read_gguf
-from oxillama_torch.lora.adapter import read_adapter
-from oxillama_torch.lora.attach import adapter_batch, factor_table
-from oxillama_torch.lora.targets import Targets
-from oxillama_torch.models.loader import load_model
+from oxillama_torch.lora.attach import adapter_batch
 
 IDS = torch.randint(0, 389, (40,), generator=torch.Generator().manual_seed(1)).tolist()
-
-
-class AdapterRunner(PagedRunner):
-    """A runner whose requests have adapters: name of the request -> ((table, scale), ...)."""
-
-    def __init__(self, decoder, targets, uses):
-        super().__init__(decoder)
-        self.targets, self.uses = targets, uses
-
-    def batch(self, chunks):
-        counts = [len(ids) for ids in chunks.values()]
-        uses = [self.uses.get(name, ()) for name in chunks]
-        adapters = adapter_batch(self.targets.numbers, uses, counts, self.targets.device)
-        return replace(super().batch(chunks), adapters=adapters)
-
-
-def open_tiny(arch, folder, **options):
-    """(transformers model, our decoder, its targets)."""
-    oracle = write_tiny(arch, folder / "tiny.gguf", **options)
-    with read_gguf(folder / "tiny.gguf") as file:
-        decoder = load_model(file)
-    return oracle, decoder, Targets(decoder)
-
-
-def table_of(folder, targets, name="a"):
-    return factor_table(read_adapter(name, folder, targets), targets)
-
-
-def assert_close(got, wanted, tolerance=1e-4):
-    error = (got - wanted).abs().max() / wanted.std()
-    assert error < tolerance, f"logits differ by {error:.1e} standard deviations"
 
 
 OPTIONS = {

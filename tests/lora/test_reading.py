@@ -107,7 +107,7 @@ UNSUPPORTED = {
     "method": ({"peft_type": "LOHA"}, "peft method 'LOHA'"),
     "bias": ({"bias": "all"}, 'bias="all"'),
     "lora_bias": ({"lora_bias": True}, "lora_bias=true"),
-    "saved": ({"modules_to_save": ["lm_head"]}, r"modules_to_save \(lm_head\)"),
+    "tokens": ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
     "alora": ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
     "replication": ({"layer_replication": [[0, 1], [0, 2]]}, "layer_replication"),
     "pissa": ({"init_lora_weights": "pissa"}, "'pissa', which changes the model itself"),
@@ -166,14 +166,6 @@ def test_tensors_that_do_not_fit_are_named(change, message, llama, folder):
     with pytest.raises(RequestError, match=message) as caught:
         read_adapter("a", folder, llama[1])
     assert (caught.value.status, caught.value.code) == (400, "invalid_adapter")
-
-
-@pytest.mark.parametrize("module", ["lm_head", "model.embed_tokens"])
-def test_the_head_and_the_embedding_are_refused(module, llama, folder):
-    name = f"base_model.model.{module}.lora_A.weight"
-    edit_tensors(folder, set_to(name, torch.zeros(4, 256)))
-    with pytest.raises(UnsupportedError, match=f"LoRA on {module}"):
-        read_adapter("a", folder, llama[1])
 
 
 def test_tensors_of_another_kind_are_named(llama, folder):

@@ -92,7 +92,7 @@ class ScriptedModel:
         v_pages.view(-1)[batch.slot_mapping] = stored.masked_fill(stored == NAN_ID, torch.nan)
         return torch.cat([self._request(batch, b, k_pages, v_pages) for b in _requests(batch)])
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, adapters=None) -> torch.Tensor:
         broken = hidden[:, 0].isnan()
         states = hidden[:, 0].nan_to_num().to(torch.int64)
         return _logits(states, self.config.vocab_size).masked_fill(broken[:, None], torch.nan)
