@@ -17,7 +17,6 @@ from oxillama_torch.errors import EngineError, OxiLlamaError
 from oxillama_torch.kvcache.pool import KVPool
 from oxillama_torch.layers.attention import ForwardBatch
 from oxillama_torch.layers.lora import AdapterBatch
-from oxillama_torch.layers.lora import AdapterBatch
 from oxillama_torch.models.config import ModelConfig
 from oxillama_torch.sampling.logprobs import token_logprobs
 from oxillama_torch.sampling.mask import MaskFiller, Masks
