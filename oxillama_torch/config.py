@@ -105,6 +105,8 @@ class ServerConfig:
         store: SQLite file or database URL for what outlives a request; None: a private one that
             goes with the process.
         blobs: folder of files' contents; None: beside the SQLite file.
+        max_file_bytes: larger uploads get 413; the only bodies that ``max_body_bytes`` is not for.
+        batch_lines: lines of batches that run at once; others are served first.
         models: further models loaded at start, ``name=path`` each.
         model_root: folder that models may be loaded from over HTTP; None: not over HTTP.
         max_models: most models loaded at once; the one used longest ago makes room.
@@ -128,6 +130,8 @@ class ServerConfig:
     admin_token: str | None = None
     store: str | None = None
     blobs: Path | None = None
+    max_file_bytes: int = 512 * 1024 * 1024
+    batch_lines: int = 16
     models: tuple[str, ...] = ()
     model_root: Path | None = None
     max_models: int = 4
@@ -136,7 +140,8 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise UnsupportedError(f"port must be between 0 and 65535, got {self.port}")
-        for name in ("max_streams", "max_body_bytes", "max_models"):
+        counts = ("max_streams", "max_body_bytes", "max_models", "max_file_bytes", "batch_lines")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise UnsupportedError(f"{name} must be at least 1, got {getattr(self, name)}")
         for kind, specs in (("adapter", self.loras), ("model", self.models)):

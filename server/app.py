@@ -13,10 +13,11 @@ from oxillama_torch.server.admin import kernels, loras, state
 from oxillama_torch.server.admin import models as admin_models
 from oxillama_torch.server.lifecycle import Lifecycle
 from oxillama_torch.server.native import routes as native
-from oxillama_torch.server.openai import chat, completions, embeddings, models
+from oxillama_torch.server.openai import chat, completions, embeddings, files, models
 from oxillama_torch.server.output_thread import OutputThread
 from oxillama_torch.server.pool import Services
 from oxillama_torch.server.service import Service
+from oxillama_torch.server.store.files import sweep_blobs
 from oxillama_torch.server.store.store import Store
 from oxillama_torch.server.watcher import DisconnectWatcher
 
@@ -52,13 +53,14 @@ def create_app(config: ServerConfig | None = None, engine: LLM | Service | None 
     http.install(app, service.config)
     app.teardown_request(services.end_of_request)
     errors.install(app)
-    for module in (chat, completions, embeddings, models, native):
+    for module in (chat, completions, embeddings, files, models, native):
         app.register_blueprint(module.blueprint(services))
     for module in (admin_models, loras, kernels, state):
         app.register_blueprint(module.blueprint(services))
     for spec in service.config.models:
         name, _, path = spec.partition("=")
         services.load(name, Path(path))
+    store.on_start(lambda: sweep_blobs(store))
     store.start()
     return app
 

@@ -1,0 +1,103 @@
+"""Files: a row and a blob each, which come and go together."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from oxillama_torch.server.store.paging import fetch
+from oxillama_torch.server.store.store import Store
+from oxillama_torch.server.store.tables import Base
+from oxillama_torch.server.store.tables_files import FileRow
+
+__all__ = ["add_file", "delete_file", "expire_files", "find_file", "sweep_blobs"]
+
+
+def add_file(
+    session: Session,
+    blob: str,
+    nbytes: int,
+    *,
+    filename: str,
+    purpose: str,
+    lifetime_s: int | None = None,
+) -> FileRow:
+    """Write the row of a file whose blob is there."""
+    now = int(time.time())
+    expires_at = None if lifetime_s is None else now + lifetime_s
+    data = {
+        "id": f"file-{uuid.uuid4().hex}",
+        "object": "file",
+        "bytes": nbytes,
+        "created_at": now,
+        "expires_at": expires_at,
+        "filename": filename,
+        "purpose": purpose,
+        "status": "processed",
+        "status_details": None,
+    }
+    row = FileRow(
+        id=data["id"],
+        created_at=now,
+        data=data,
+        blob=blob,
+        purpose=purpose,
+        expires_at=expires_at,
+    )
+    session.add(row)
+    return row
+
+
+def find_file(session: Session, file_id: str) -> FileRow:
+    """The row of a file.
+
+    Raises:
+        RequestError: 404.
+    """
+    return fetch(session, FileRow, file_id, "file")
+
+
+def delete_file(store: Store, file_id: str) -> None:
+    """Delete a file; its blob stays as long as something else names it.
+
+    Raises:
+        RequestError: 404.
+    """
+
+    def delete(session: Session) -> str | None:
+        row = find_file(session, file_id)
+        session.delete(row)
+        session.flush()
+        return None if _named(session, row.blob) else row.blob
+
+    blob = store.write(delete)
+    if blob is not None:
+        store.blobs.delete(blob)
+
+
+def expire_files(store: Store) -> None:
+    """Delete the files whose time has come."""
+    with store.read() as session:
+        late = FileRow.expires_at <= int(time.time())
+        ids = session.scalars(select(FileRow.id).where(late).limit(1000)).all()
+    for file_id in ids:
+        delete_file(store, file_id)
+
+
+def sweep_blobs(store: Store) -> None:
+    """Delete blobs that nothing names: their rows were never written. Only while nobody uploads."""
+    with store.read() as session:
+        for blob in list(store.blobs.ids()):
+            if not _named(session, blob):
+                store.blobs.delete(blob)
+
+
+def _named(session: Session, blob: str) -> bool:
+    tables = [table for table in Base.metadata.tables.values() if "blob" in table.c]
+    return any(
+        session.scalar(select(t.c.blob).where(t.c.blob == blob).limit(1)) is not None
+        for t in tables
+    )
