@@ -18,7 +18,8 @@ The tile decoder of a format is a ``@triton.jit`` function that matmul kernels t
     decode_tile(p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
                 BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr) -> float32 [BLOCK_N, BLOCK_K]
 
-    p0..p3    pointers to the planes in the order of ``Format.fields`` (unused: any pointer)
+    p0..p3    pointers to the planes in the order of ``Format.fields`` (unused: any pointer); p3 is
+              the ``table`` of a format that has one
     s0..s3    their row strides in elements (``PackedTensor.tile_args`` gives all eight)
     rows      int64 [BLOCK_N], row indices into the planes
     row_mask  bool [BLOCK_N]; nothing is read for a masked row, and its weights are 0
@@ -78,6 +79,8 @@ class Format:
         join: the inverse of ``split``.
         decode: (out float32 [..., block_weights], **fields) -> None; writes the weights into out.
         decode_tile: the Triton tile decoder described at the top of this file.
+        table: device -> a codebook for ``decode_tile``, the same tensor in every call; a format
+            with a table has at most three planes.
     """
 
     type: GGMLType
@@ -86,9 +89,11 @@ class Format:
     join: Callable[..., Tensor] = field(repr=False)
     decode: Callable[..., None] = field(repr=False)
     decode_tile: Any = field(repr=False)
+    table: Callable[[torch.device], Tensor] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        assert len(self.fields) <= MAX_PLANES, f"{self.name} has more than {MAX_PLANES} planes"
+        most = MAX_PLANES - (self.table is not None)
+        assert len(self.fields) <= most, f"{self.name} has more than {most} planes"
 
     @property
     def name(self) -> str:
@@ -228,6 +233,8 @@ class PackedTensor:
         """``p0, p1, p2, p3, s0, s1, s2, s3`` for ``decode_tile``; unused ones repeat the first."""
         planes = list(self.planes.values())
         planes += planes[:1] * (MAX_PLANES - len(planes))
+        if self.format.table is not None:
+            planes[-1] = self.format.table(self.device)
         return (*planes, *(plane.stride(0) for plane in planes))
 
 

@@ -16,7 +16,9 @@ __all__ = [
     "join_bytes",
     "join_scales6",
     "look_up",
+    "nibble_pairs",
     "split_scales6",
+    "words",
 ]
 
 
@@ -27,9 +29,13 @@ def float16_at(blocks: Tensor, start: int, count: int = 1) -> Tensor:
 
 def int32_at(blocks: Tensor, start: int) -> Tensor:
     """The little-endian 32 bits at byte ``start`` of each block, aligned or not: [..., 1]."""
+    return words(blocks[..., start : start + 4], torch.int32)
+
+
+def words(packed: Tensor, dtype: torch.dtype) -> Tensor:
+    """Little-endian integers, aligned or not: uint8 [..., n] -> ``dtype`` [..., n / size]."""
     # A copy always: a lone block counts as contiguous wherever it starts.
-    field = blocks[..., start : start + 4].clone(memory_format=torch.contiguous_format)
-    return field.view(torch.int32)
+    return packed.clone(memory_format=torch.contiguous_format).view(dtype)
 
 
 def join_bytes(*fields: Tensor) -> Tensor:
@@ -49,6 +55,11 @@ def bit_planes(packed: Tensor, position: int) -> Tensor:
 def crumbs(packed: Tensor) -> Tensor:
     """2-bit fields of bytes, low bits first: uint8 [..., n] -> [..., 4, n]."""
     return torch.stack((packed & 3, packed >> 2 & 3, packed >> 4 & 3, packed >> 6), -2)
+
+
+def nibble_pairs(packed: Tensor) -> Tensor:
+    """Low and high nibble of each byte in turn: uint8 [..., n] -> [..., 2 n]."""
+    return torch.stack((packed & 15, packed >> 4), -1).flatten(-2)
 
 
 def look_up(q: Tensor, values: tuple[int, ...]) -> Tensor:

@@ -16,16 +16,21 @@ from torch import Tensor
 
 from oxillama_torch.gguf.types import GGMLType
 from oxillama_torch.kernels.formats.base import Format
-from oxillama_torch.kernels.formats.bits import crumbs, float16_at, join_bytes, look_up
+from oxillama_torch.kernels.formats.bits import (
+    crumbs,
+    float16_at,
+    join_bytes,
+    look_up,
+    nibble_pairs,
+)
 from oxillama_torch.kernels.formats.iq4_nl import VALUES, values_tile
 from oxillama_torch.kernels.formats.tile import jit, nibbles, tl
 
 
 def split_scales(high: Tensor, low: Tensor) -> Tensor:
     """High bits uint8 [..., 2] and low bits uint8 [..., 4] -> int8 [..., 8], -32 to 31."""
-    low = torch.stack((low & 15, low >> 4), -1).flatten(-2)
     high = crumbs(high).transpose(-1, -2).flatten(-2) << 4
-    return (low | high).sub_(32).view(torch.int8)
+    return (nibble_pairs(low) | high).sub_(32).view(torch.int8)
 
 
 def join_scales(scales: Tensor) -> Tensor:

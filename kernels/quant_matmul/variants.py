@@ -42,6 +42,13 @@ BUDGETS = {
     "q3_k": (15.3, 14.3),
     "iq4_nl": (18.5, 18.0),
     "iq4_xs": (18.6, 18.5),
+    "iq1_s": (9.3, 10.1),
+    "iq1_m": (11.2, 12.0),
+    "iq2_xxs": (10.7, 11.6),
+    "iq2_xs": (10.7, 11.4),
+    "iq2_s": (10.9, 11.7),
+    "iq3_xxs": (11.1, 12.0),
+    "iq3_s": (11.2, 12.6),
     "mxfp4": (12.6, 11.7),
     "nvfp4": (13.2, 13.5),
     "tq1_0": (14.8, 15.0),
@@ -66,7 +73,9 @@ _INPUTS = 4096  # a row length that every tile divides
 _POINTERS = {
     torch.uint8: "*u8",
     torch.int8: "*i8",
+    torch.int16: "*i16",
     torch.int32: "*i32",
+    torch.int64: "*i64",
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.float32: "*fp32",
@@ -169,6 +178,8 @@ def _planes(format: Format) -> dict[str, str]:
     block = torch.zeros(1, 1, format.block_bytes, dtype=torch.uint8)
     types = [_POINTERS[plane.dtype] for plane in format.repack(block).values()]
     types += types[:1] * (MAX_PLANES - len(types))
+    if format.table is not None:
+        types[-1] = _POINTERS[format.table(torch.device("cpu")).dtype]
     return {
         **{f"p{i}": type for i, type in enumerate(types)},
         **{f"s{i}": "i32" for i in range(MAX_PLANES)},

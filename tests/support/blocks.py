@@ -17,7 +17,8 @@ SCALES = {
     "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0],
     "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208],
     "IQ4_NL": [0], "IQ4_XS": [0], "MXFP4": [], "NVFP4": [],
-    "TQ1_0": [52], "TQ2_0": [64], "Q1_0": [0], "Q2_0": [0],
+    "IQ1_S": [0], "IQ1_M": [], "IQ2_XXS": [0], "IQ2_XS": [0], "IQ2_S": [0],
+    "IQ3_XXS": [0], "IQ3_S": [0], "TQ1_0": [52], "TQ2_0": [64], "Q1_0": [0], "Q2_0": [0],
 }  # fmt: skip
 TYPES = sorted(SCALES)
 
@@ -29,6 +30,8 @@ def random_blocks(name: str, rows: int, columns: int, seed: int = 0) -> torch.Te
     blocks = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     for offset in SCALES[name]:
         blocks[..., offset + 1] &= 0xBF  # the top bit of the exponent: below 2, never inf or NaN
+    if name == "IQ1_M":
+        blocks[..., 55] &= 0xBF  # the top nibbles of four 16-bit words hold the float16
     if name == "MXFP4":
         blocks[..., 0] %= 200  # below 2^72, so that 12 times as much is finite
     return torch.from_numpy(blocks)
@@ -43,28 +46,31 @@ def tame_blocks(name: str, rows: int, columns: int, seed: int = 0) -> torch.Tens
         blocks[..., offset : offset + 2] = scale.view(np.uint8)
     if name == "NVFP4":
         blocks[..., :4] &= 0x1F
+    if name == "IQ1_M":
+        blocks[..., 55] = blocks[..., 55] & 0x0F | 0x10  # 0x1___: 0.0005 to 0.002
     return torch.from_numpy(blocks)
 
 
 def oracle(name: str, blocks: torch.Tensor) -> torch.Tensor:
     """float32 [N, K] of blocks uint8 [N, B, block_bytes], by gguf-py."""
     if name in _TRANSCRIBED:
-        lead = blocks.shape[0]
-        return torch.tensor([_TRANSCRIBED[name](b) for b in blocks.flatten(0, 1)]).view(lead, -1)
+        return torch.from_numpy(_TRANSCRIBED[name](blocks.numpy())).flatten(1)
     rows = np.ascontiguousarray(blocks.flatten(1).numpy())
     return torch.from_numpy(np.array(gguf.quants.dequantize(rows, gguf.GGMLQuantizationType[name])))
 
 
-def _q1_0(block: torch.Tensor) -> list[float]:
-    """``dequantize_row_q1_0`` of ggml-quants.c, transcribed."""
-    d = block[:2].view(torch.float16).item()
-    return [d if block[2 + j // 8].item() >> j % 8 & 1 else -d for j in range(128)]
+def _q1_0(blocks: np.ndarray) -> np.ndarray:
+    """``dequantize_row_q1_0`` of ggml-quants.c, transcribed: uint8 [..., 18] -> [..., 128]."""
+    d = np.ascontiguousarray(blocks[..., :2]).view(np.float16).astype(np.float32)
+    bits = np.unpackbits(blocks[..., 2:], axis=-1, bitorder="little")
+    return np.where(bits, d, -d)
 
 
-def _q2_0(block: torch.Tensor) -> list[float]:
-    """``dequantize_row_q2_0`` of ggml-quants.c, transcribed."""
-    d = block[:2].view(torch.float16).item()
-    return [((block[2 + j // 4].item() >> j % 4 * 2 & 3) - 1) * d for j in range(64)]
+def _q2_0(blocks: np.ndarray) -> np.ndarray:
+    """``dequantize_row_q2_0`` of ggml-quants.c, transcribed: uint8 [..., 18] -> [..., 64]."""
+    d = np.ascontiguousarray(blocks[..., :2]).view(np.float16).astype(np.float32)
+    j = np.arange(64)
+    return ((blocks[..., 2 + j // 4] >> j % 4 * 2 & 3).astype(np.float32) - 1) * d
 
 
 # Types that gguf-py does not decode.

@@ -7,6 +7,7 @@ import torch
 
 from oxillama_torch.kernels.embedding.op import embedding
 from oxillama_torch.kernels.registry import use_kernels
+from tests.support.blocks import TYPES
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 IDS = torch.tensor([36, 0, 5, 5, 1])
@@ -15,9 +16,7 @@ IDS = torch.tensor([36, 0, 5, 5, 1])
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@pytest.mark.parametrize(
-    "type_name", ["F32", "F16", "BF16", "Q8_0", "Q4_1", "Q5_0", "Q4_K", "Q6_K"]
-)
+@pytest.mark.parametrize("type_name", TYPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("backend", ["reference", "triton"])
 def test_rows_equal_gguf_py(type_name, dtype, backend, pack):

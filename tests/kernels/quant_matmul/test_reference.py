@@ -9,9 +9,10 @@ from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.kernels.quant_matmul import reference
 from oxillama_torch.kernels.quant_matmul.op import quant_matmul, quant_matmul_experts
 from oxillama_torch.kernels.registry import use_kernels
+from tests.support.blocks import TYPES
 
-TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"]
-SHAPES = [(1, 1, 256), (3, 96, 512), (16, 31, 256), (33, 130, 768)]
+# The last are the keys of Llama 3.2 1B.
+SHAPES = [(1, 1, 256), (3, 96, 512), (15, 65, 256), (16, 31, 256), (33, 130, 768), (2, 512, 2048)]
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 

@@ -15,6 +15,7 @@ from oxillama_torch.kernels.quant_matmul import triton_experts, triton_gemm, tri
 from oxillama_torch.kernels.quant_matmul.configs import Config, block_k
 from oxillama_torch.kernels.quant_matmul.op import quant_matmul, quant_matmul_experts
 from oxillama_torch.kernels.registry import use_kernels
+from tests.support.blocks import TYPES as ALL_TYPES
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GEMM = Config(16, 32, 128, num_warps=4)
@@ -23,7 +24,7 @@ GEMV = Config(1, 8, 256, num_warps=2)
 ROUNDING = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 if DEVICE == "cpu":
     ROUNDING = dict.fromkeys(ROUNDING, 2e-6)
-TYPES = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k"]
+TYPES = [name.lower() for name in ALL_TYPES]
 pytestmark = [pytest.mark.interpret, pytest.mark.usefixtures("poisoned_memory")]
 
 
@@ -54,6 +55,17 @@ def test_gemv(type_name, shape, pack, activations, assert_close):
     weight, values = pack(type_name.upper(), n, k)
     x = activations(m, k)
     assert_close(run(triton_gemv.launch, GEMV, x, weight), x, values)
+
+
+@pytest.mark.parametrize("type_name", TYPES)
+@pytest.mark.parametrize("backend", ["triton.gemv", "triton.gemm", "triton.invariant"])
+def test_keys_of_a_model_of_1b(backend, type_name, pack, activations, assert_close):
+    """Llama 3.2's: 512 outputs, 2,048 inputs; with the tiles that the op itself chooses."""
+    weight, values = pack(type_name.upper(), 512, 2048)
+    x = activations(2, 2048)
+    with use_kernels(f"quant_matmul={backend}"):
+        y = quant_matmul(x.to(DEVICE), weight.to(DEVICE), numerics="fast")
+    assert_close(y, x, values)
 
 
 @pytest.mark.parametrize("launch, config", [(triton_gemm.launch, GEMM), (triton_gemv.launch, GEMV)])
@@ -135,7 +147,7 @@ def test_the_family_serves_every_number_of_rows(m, numerics, pack, activations, 
     assert_close(y, x, values, rounding=2e-2 if numerics == "fast" and m <= 4 else 2e-6)
 
 
-@pytest.mark.parametrize("type_name", ["f32", "q8_0", "q6_k"])
+@pytest.mark.parametrize("type_name", TYPES)
 def test_experts(type_name, pack, activations, assert_close):
     experts, n, k = 5, 40, 256
     weight, values = pack(type_name.upper(), experts * n, k)
