@@ -93,6 +93,15 @@ class Targets(BaseWeights):
         begin = expert * step + first + inside
         return weight.rows(begin, begin + stop - start).dequantize()
 
+    def stack(self, stem: str) -> tuple[PackedTensor, int, int]:
+        """Where a stack of experts stands as it was loaded, see ``MixtureOfExperts.stack``."""
+        return self._stacks[stem]
+
+    def type_name(self, stem: str) -> str:
+        """GGML type of a matrix or stack as it was loaded."""
+        weight = self._weights[stem] if stem in self._weights else self._stacks[stem][0]
+        return weight.type_name
+
     def nbytes(self, stem: str) -> int:
         """Bytes of a weight as it was loaded."""
         if stem in self._weights:
