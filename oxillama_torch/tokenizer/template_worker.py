@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import resource
 import signal
 import sys
 from datetime import datetime
@@ -26,6 +25,7 @@ from jinja2 import Template, TemplateError, TemplateSyntaxError
 
 from oxillama_torch.tokenizer.template_marks import Marks
 from oxillama_torch.tokenizer.template_sandbox import RaisedByTemplate, TemplateEnvironment
+from oxillama_torch.workers import confine
 
 __all__ = ["serve"]
 
@@ -91,23 +91,11 @@ def _template_line(error: BaseException) -> int | None:
     return line
 
 
-def _limit(memory: int) -> None:
-    """Give up what rendering does not need: memory beyond the limit, files, processes."""
-    for what, amount in (
-        (resource.RLIMIT_AS, memory),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_NPROC, 0),
-        (resource.RLIMIT_NOFILE, 3),
-    ):
-        resource.setrlimit(what, (amount, amount))
-
-
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     """Answer requests until there are no more."""
     setup = json.loads(requests.readline())
     renderer = _Renderer(setup)
-    _limit(setup["memory"])
+    confine(setup["memory"])
     for line in requests:
         answer = renderer.answer(line)
         answers.write(json.dumps(answer).encode() + b"\n")
