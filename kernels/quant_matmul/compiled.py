@@ -31,7 +31,7 @@ from oxillama_torch.kernels.formats.base import PackedTensor
 from oxillama_torch.kernels.quant_matmul.lanes import LANES
 from oxillama_torch.kernels.registry import Call, register
 
-__all__ = ["MIN_WEIGHTS", "prepare"]
+__all__ = ["MIN_WEIGHTS", "cannot", "compile_lanes", "dynamic", "prepare", "scale_of"]
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,8 @@ def _compiler() -> str | None:
     return next(filter(None, (shutil.which(name) for name in names if name)), None)
 
 
-def _cannot(call: Call) -> str | None:
+def cannot(call: Call) -> str | None:
+    """Why weights of a type cannot be decoded by compiled code here, or None."""
     if call.type not in LANES:
         return f"serves {', '.join(sorted(LANES))}, not {call.type}"
     return _broken.get(call.type) if _compiler() else "no C++ compiler found"
@@ -120,7 +121,7 @@ def _try(weight: PackedTensor) -> None:
     "quant_matmul",
     "compiled",
     devices=("cpu",),
-    capability=_cannot,
+    capability=cannot,
     unless_asked=_not_by_default,
     priority=10,
 )
@@ -144,7 +145,7 @@ def _one_row(x: Tensor, weight: PackedTensor) -> Tensor:
     form = LANES[weight.type_name]
     blocks = weight.shape[1] // weight.format.block_weights
     x = x.view(blocks, -1, form.parts, form.lanes)
-    return _dot(weight.type_name)(_fields(weight), _dynamic(x, 0))
+    return _dot(weight.type_name)(_fields(weight), dynamic(x, 0))
 
 
 def _many_rows(x: Tensor, weight: PackedTensor) -> Tensor:
@@ -156,17 +157,17 @@ def _many_rows(x: Tensor, weight: PackedTensor) -> Tensor:
     chunk = _chunk_rows(outputs, inputs)
     shape = (chunk + chunk % COLUMN_TILE, inputs // (form.parts * form.lanes), form.lanes)
     scratch = [torch.empty(shape) for _ in range(form.parts)]
-    decode, product = _decode(weight.type_name), _product(form.parts, form.lanes)
+    scale, decode = scale_of(weight.type_name), _decode(weight.type_name)
+    product = _product(form.parts, form.lanes)
     for start in range(0, outputs, chunk):
         stop = min(start + chunk, outputs)
         count = stop - start
-        decode(
-            _fields(weight.rows(start, stop)), [_dynamic(part[:count], 0, 1) for part in scratch]
-        )
+        fields = scale(weight.rows(start, stop))
+        decode(fields, [dynamic(part[:count], 0, 1) for part in scratch])
         # An odd last row is paired with a stale one, whose sums are dropped.
-        even = [_dynamic(part[: count + count % COLUMN_TILE], 0, 1) for part in scratch]
+        even = [dynamic(part[: count + count % COLUMN_TILE], 0, 1) for part in scratch]
         for top in range(0, len(tiles), _TILES_AT_ONCE):
-            sums = product(_dynamic(tiles[top : top + _TILES_AT_ONCE], 0, 2), even)
+            sums = product(dynamic(tiles[top : top + _TILES_AT_ONCE], 0, 2), even)
             at = top * ROW_TILE
             out[at : at + len(sums), start:stop] = sums[:, :count]
     return out[:rows]
@@ -195,12 +196,12 @@ def _chunk_rows(outputs: int, inputs: int) -> int:
 
 def _fields(weight: PackedTensor) -> dict[str, Tensor]:
     return {
-        name: _dynamic(plane.unflatten(1, (-1, weight.format.fields[name])), 0, 1)
+        name: dynamic(plane.unflatten(1, (-1, weight.format.fields[name])), 0, 1)
         for name, plane in weight.planes.items()
     }
 
 
-def _dynamic(tensor: Tensor, *dims: int) -> Tensor:
+def dynamic(tensor: Tensor, *dims: int) -> Tensor:
     """Mark dimensions whose size the compiled code must not depend on."""
     for dim in dims:
         torch._dynamo.maybe_mark_dynamic(tensor, dim)
@@ -209,14 +210,27 @@ def _dynamic(tensor: Tensor, *dims: int) -> Tensor:
 
 @functools.cache
 def _dot(type_name: str) -> Callable:
-    decode = LANES[type_name].decode
+    form = LANES[type_name]
 
     def dot(fields: dict[str, Tensor], x_BSPL: Tensor) -> Tensor:
         """One row: [N]."""
-        terms = [w * x_BSPL[:, :, p] for p, w in enumerate(decode(**fields))]
+        parts = form.decode(**form.scale(**fields))
+        terms = [w * x_BSPL[:, :, p] for p, w in enumerate(parts)]
         return _add(terms).sum((1, 2)).sum(-1)
 
-    return _compile(dot, f"dot_{type_name.lower()}")
+    return compile_lanes(dot, f"dot_{type_name.lower()}")
+
+
+@functools.cache
+def scale_of(type_name: str) -> Callable[[PackedTensor], dict[str, Tensor]]:
+    """Rows of a weight -> what the decoder of its type takes; see ``LaneFormat.scale``."""
+    scale = LANES[type_name].scale
+
+    def scaled(fields: dict[str, Tensor]) -> dict[str, Tensor]:
+        return scale(**fields)
+
+    run = compile_lanes(scaled, f"scale_{type_name.lower()}")
+    return lambda rows: {name: dynamic(x, 0, 1) for name, x in run(_fields(rows)).items()}
 
 
 @functools.cache
@@ -228,7 +242,7 @@ def _decode(type_name: str) -> Callable:
         for part, w in zip(out, decode(**fields)):
             part.copy_(w.flatten(1, 2))
 
-    return _compile(write, f"decode_{type_name.lower()}")
+    return compile_lanes(write, f"decode_{type_name.lower()}")
 
 
 @functools.cache
@@ -245,7 +259,7 @@ def _product(parts: int, lanes: int) -> Callable:
         y = torch.stack(sums).sum(-1).unflatten(0, (ROW_TILE, COLUMN_TILE))
         return y.permute(2, 0, 3, 1).flatten(2, 3).flatten(0, 1)
 
-    return _compile(product, f"product_{parts}_{lanes}")
+    return compile_lanes(product, f"product_{parts}_{lanes}")
 
 
 def _add(terms: list[Tensor]) -> Tensor:
@@ -255,7 +269,7 @@ def _add(terms: list[Tensor]) -> Tensor:
     return total
 
 
-def _compile(function: Callable, name: str) -> Callable:
+def compile_lanes(function: Callable, name: str) -> Callable:
     """torch.compile with the options that the order of additions relies on."""
     # Dynamo counts recompilations per code object: each function gets its own.
     own = types.FunctionType(

@@ -6,6 +6,9 @@ decoder returns its P parts as separate tensors [N, B, G / B, L], each an elemen
 the planes, so that decoding fuses with whatever consumes the weights. Stacking the parts along the
 second-last dimension gives the values of ``Format.dequantize``, bit for bit.
 
+Scales are turned to float32 first (``scale``), on tensors a 16th or a 32nd of the weights' size: a
+loop with both float16 and bfloat16 in it would not be vectorized.
+
 Shapes: N rows, B blocks per row, G steps per row, P parts, L lanes; a field is [N, B, width].
 """
 
@@ -26,17 +29,23 @@ class LaneFormat:
 
     Args:
         lanes: L.
-        decode: (**fields) -> the P parts, float32 [N, B, G / B, L] each.
+        decode: (**what ``scale`` returns) -> the P parts, float32 [N, B, G / B, L] each.
         parts: P.
+        scale: (**fields) -> what ``decode`` takes: the quants, and scales in float32.
     """
 
     lanes: int
     parts: int
     decode: Callable[..., tuple[Tensor, ...]]
+    scale: Callable[..., dict[str, Tensor]]
+
+
+def _floats(**fields: Tensor) -> dict[str, Tensor]:
+    return {name: x.float() if x.is_floating_point() else x for name, x in fields.items()}
 
 
 def _q8_0(qs: Tensor, d: Tensor) -> tuple[Tensor, ...]:
-    return ((qs.float() * d.float()).unsqueeze(-2),)
+    return ((qs.float() * d).unsqueeze(-2),)
 
 
 def _nibbles(qs: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,39 +54,44 @@ def _nibbles(qs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _q4_0(qs: Tensor, d: Tensor) -> tuple[Tensor, ...]:
-    return tuple(((q.float() - 8) * d.float()).unsqueeze(-2) for q in _nibbles(qs))
+    return tuple(((q.float() - 8) * d).unsqueeze(-2) for q in _nibbles(qs))
 
 
 def _q4_1(qs: Tensor, dm: Tensor) -> tuple[Tensor, ...]:
-    d, m = dm.float().split(1, dim=-1)
+    d, m = dm.split(1, dim=-1)
     return tuple((q.float() * d + m).unsqueeze(-2) for q in _nibbles(qs))
 
 
-def _group_scales(scales: Tensor, dm: Tensor, part: int) -> tuple[Tensor, Tensor]:
-    """d * sc and dmin * m of a K type's groups ``part``, ``part + 2``, ...: [N, B, 4, 1] each."""
-    factors = dm.float().unsqueeze(-1) * scales.unflatten(-1, (2, 4, 2))[..., part].float()
-    return factors[..., 0, :, None], factors[..., 1, :, None]
+def _scales_k(scales: Tensor, dm: Tensor, **quants: Tensor) -> dict[str, Tensor]:
+    """d * sc and dmin * m of the 8 groups of 32: [N, B, 8] each."""
+    d, dmin = dm.float().split(1, dim=-1)
+    sc, m = scales.float().unflatten(-1, (2, 8)).unbind(-2)
+    return {**quants, "scale": d * sc, "least": dmin * m}
 
 
-def _q4_k(qs: Tensor, scales: Tensor, dm: Tensor) -> tuple[Tensor, ...]:
-    parts = []
-    for part, q in enumerate(_nibbles(qs.unflatten(-1, (4, 32)))):
-        scale, least = _group_scales(scales, dm, part)
-        parts.append(q.float() * scale - least)
-    return tuple(parts)
+def _q4_k(qs: Tensor, scale: Tensor, least: Tensor) -> tuple[Tensor, ...]:
+    return tuple(
+        q.float() * scale[..., part::2, None] - least[..., part::2, None]
+        for part, q in enumerate(_nibbles(qs.unflatten(-1, (4, 32))))
+    )
 
 
-def _q5_k(qs: Tensor, qh: Tensor, scales: Tensor, dm: Tensor) -> tuple[Tensor, ...]:
+def _q5_k(qs: Tensor, qh: Tensor, scale: Tensor, least: Tensor) -> tuple[Tensor, ...]:
     parts = []
     for part, q in enumerate(_nibbles(qs.unflatten(-1, (4, 32)))):
         bit = torch.arange(part, 8, 2, dtype=torch.uint8)[:, None]
         high = (qh.unsqueeze(-2) >> bit & 1) << 4
-        scale, least = _group_scales(scales, dm, part)
-        parts.append((q | high).float() * scale - least)
+        w = (q | high).float() * scale[..., part::2, None] - least[..., part::2, None]
+        parts.append(w)
     return tuple(parts)
 
 
-def _q6_k(ql: Tensor, qh: Tensor, scales: Tensor, d: Tensor) -> tuple[Tensor, ...]:
+def _scales_q6_k(scales: Tensor, d: Tensor, **quants: Tensor) -> dict[str, Tensor]:
+    """d * sc of the 16 groups of 16: [N, B, 16]."""
+    return {**quants, "scale": d.float() * scales.float()}
+
+
+def _q6_k(ql: Tensor, qh: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
     # ql [N, B, half, byte group, 32], qh [N, B, half, 32]; scales of 16 weights each
     (low, low_), (high, high_) = (q.unflatten(-1, (2, 2, 32)).unbind(-2) for q in _nibbles(ql))
     qh = qh.unflatten(-1, (2, 32))
@@ -87,7 +101,7 @@ def _q6_k(ql: Tensor, qh: Tensor, scales: Tensor, d: Tensor) -> tuple[Tensor, ..
         high | (qh & 0x30),
         high_ | (qh & 0xC0) >> 2,
     )
-    factors = (d.float() * scales.float()).unflatten(-1, (2, 4, 2))
+    factors = scale.unflatten(-1, (2, 4, 2))
     parts = []
     for part, q in enumerate(quants):
         w = (q.unflatten(-1, (2, 16)).float() - 32) * factors[..., part, :, None]
@@ -96,10 +110,10 @@ def _q6_k(ql: Tensor, qh: Tensor, scales: Tensor, d: Tensor) -> tuple[Tensor, ..
 
 
 LANES = {
-    "Q4_0": LaneFormat(16, 2, _q4_0),
-    "Q4_1": LaneFormat(16, 2, _q4_1),
-    "Q4_K": LaneFormat(32, 2, _q4_k),
-    "Q5_K": LaneFormat(32, 2, _q5_k),
-    "Q6_K": LaneFormat(32, 4, _q6_k),
-    "Q8_0": LaneFormat(32, 1, _q8_0),
+    "Q4_0": LaneFormat(16, 2, _q4_0, _floats),
+    "Q4_1": LaneFormat(16, 2, _q4_1, _floats),
+    "Q4_K": LaneFormat(32, 2, _q4_k, _scales_k),
+    "Q5_K": LaneFormat(32, 2, _q5_k, _scales_k),
+    "Q6_K": LaneFormat(32, 4, _q6_k, _scales_q6_k),
+    "Q8_0": LaneFormat(32, 1, _q8_0, _floats),
 }

@@ -121,6 +121,7 @@ registry.declare(
     f"{_HERE}.reference",
     f"{_HERE}.compiled",
     f"{_HERE}.cpu",
+    f"{_HERE}.dense",
     f"{_HERE}.triton_dp4a",
     f"{_HERE}.triton_gemv",
     f"{_HERE}.triton_gemm",

@@ -14,7 +14,7 @@ from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.gguf.reader import GGUFFile
 from oxillama_torch.kernels import registry
 from oxillama_torch.kernels.formats.base import PackedTensor
-from oxillama_torch.kernels.quant_matmul import compiled, cpu
+from oxillama_torch.kernels.quant_matmul import compiled, cpu, dense
 from oxillama_torch.layers.linear import QuantLinear
 from oxillama_torch.lora.registry import AdapterRegistry
 from oxillama_torch.lora.targets import Targets
@@ -111,6 +111,8 @@ def prepare_kernels(model: Decoder) -> None:
     # Whether compiling pays is a matter of the whole model, not of what is left for it.
     large = sum(w.shape[0] * w.shape[1] for w in weights) >= compiled.MIN_WEIGHTS
     compiled.prepare([weight for weight in weights if weight not in by_cpu], even_if_small=large)
+    if large and model.numerics == "fast":
+        dense.prepare(weights)
 
 
 def _backend(type_name: str, device: torch.device, dtype: torch.dtype, numerics: str) -> str:

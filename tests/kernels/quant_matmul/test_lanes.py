@@ -13,7 +13,7 @@ def test_stacked_parts_are_the_weights_bit_for_bit(type_name, pack):
     weight, values = pack(type_name, 3, 1024)
     form, widths = LANES[type_name], weight.format.fields
     fields = {name: p.unflatten(1, (-1, widths[name])) for name, p in weight.planes.items()}
-    parts = form.decode(**fields)
+    parts = form.decode(**form.scale(**fields))
     steps = weight.format.block_weights // (form.parts * form.lanes)
     blocks = 1024 // weight.format.block_weights
     assert [part.shape for part in parts] == [(3, blocks, steps, form.lanes)] * form.parts

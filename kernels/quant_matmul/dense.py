@@ -1,0 +1,126 @@
+"""Matrix products of many rows: decode the weight to the activations' 16 bits, multiply dense.
+
+Decoding costs the same for any number of rows, so from some number on it hardly counts, and the
+product is as fast as the library's (cuBLAS, oneDNN). Weights are rounded to bfloat16 or float16, as
+on the tensor cores, and the library picks its own order of additions: ``fast`` numerics only. On a
+CPU the product is always bfloat16, whatever the activations are.
+
+Shapes: M rows, K inputs, N outputs, n rows of a chunk; G steps, P parts, L lanes: see ``lanes``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from oxillama_torch.kernels import registry
+from oxillama_torch.kernels.formats.base import PackedTensor
+from oxillama_torch.kernels.quant_matmul import compiled
+from oxillama_torch.kernels.quant_matmul.lanes import LANES
+from oxillama_torch.kernels.registry import Call, register
+
+__all__ = ["prepare"]
+
+# Below, the packed kernels cost less than decoding. The GPU's figure is from published work on
+# other kernels (Machete, vLLM's dequantize path), not measured with these.
+MIN_ROWS = {"cuda": 1024, "cpu": 32}
+# int4pack reads these types as they are and keeps ahead for longer.
+_CPU_MIN_ROWS_OF_4_BITS = 64
+_CPU_CHUNK_ROWS = 512
+_CUDA_CHUNK_BYTES = 1 << 28
+
+_ready: set[str] = set()
+
+
+def _cannot(call: Call) -> str | None:
+    if call.device == "cpu":
+        return compiled.cannot(call)
+    if call.dtype == torch.float32:
+        return "wants 16-bit activations on a GPU"
+    return None
+
+
+def _not_by_default(call: Call) -> str | None:
+    least = MIN_ROWS[call.device]
+    if call.device == "cpu" and call.type in ("Q4_0", "Q4_1", "Q4_K"):
+        least = _CPU_MIN_ROWS_OF_4_BITS
+    if call.m < least:
+        return f"pays from {least} rows on"
+    if call.device == "cpu" and call.type not in _ready:
+        return "not compiled when the model was loaded"
+    return None
+
+
+@register(
+    "quant_matmul",
+    "dense",
+    numerics=("fast",),
+    capability=_cannot,
+    unless_asked=_not_by_default,
+    priority=130,
+    error=1e-2,
+)
+def quant_matmul(x: Tensor, weight: PackedTensor, bias: Tensor | None = None) -> Tensor:
+    """Arguments as those of :func:`oxillama_torch.kernels.quant_matmul.op.quant_matmul`."""
+    product = _on_cpu if x.device.type == "cpu" else _on_cuda
+    y = product(x, weight)
+    return (y if bias is None else y.float() + bias.float()).to(x.dtype)
+
+
+def prepare(weights: Iterable[PackedTensor]) -> None:
+    """Compile the decoders that CPU products of a model need, so that serving compiles nothing."""
+    samples = {w.type_name: w for w in weights if w.device.type == "cpu" and w.type_name in LANES}
+    for type_name, weight in samples.items():
+        if compiled.cannot(Call("cpu", torch.bfloat16, "fast", type_name)) is None:
+            _on_cpu(torch.zeros(MIN_ROWS["cpu"], weight.shape[1]), weight)
+            _ready.add(type_name)
+    registry.forget_choices()
+
+
+def _on_cuda(x: Tensor, weight: PackedTensor) -> Tensor:
+    """Rows are decoded by the kernel that looks up embeddings: it reads any rows of any type."""
+    outputs, inputs = weight.shape
+    call = Call("cuda", x.dtype, type=weight.type_name, m=outputs)
+    decode = registry.select("embedding", call).function
+    out = x.new_empty(len(x), outputs)
+    chunk = max(1, _CUDA_CHUNK_BYTES // (inputs * x.element_size()))
+    rows = torch.arange(outputs, device=x.device)
+    for start in range(0, outputs, chunk):
+        part = decode(rows[start : start + chunk], weight, x.dtype)
+        out[:, start : start + chunk] = x @ part.T
+    return out
+
+
+def _on_cpu(x: Tensor, weight: PackedTensor) -> Tensor:
+    """Inputs are put in the order in which the decoder writes the weights: part by part."""
+    (rows, inputs), outputs = x.shape, weight.shape[0]
+    form = LANES[weight.type_name]
+    steps = inputs // (form.parts * form.lanes)
+    out = torch.empty(rows, outputs, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        # One kind of tensor for every call: the compiled code is guarded by it.
+        parted = x.reshape(rows, steps, form.parts, form.lanes).transpose(1, 2).bfloat16()
+        parted = parted.reshape(rows, inputs)
+        shape = (min(_CPU_CHUNK_ROWS, outputs), form.parts, steps, form.lanes)
+        scratch = torch.empty(shape, dtype=torch.bfloat16)
+        scale, decode = compiled.scale_of(weight.type_name), _decode(weight.type_name)
+        for start in range(0, outputs, _CPU_CHUNK_ROWS):
+            stop = min(start + _CPU_CHUNK_ROWS, outputs)
+            part = scratch[: stop - start]
+            decode(scale(weight.rows(start, stop)), compiled.dynamic(part, 0, 2))
+            out[:, start:stop] = parted @ part.flatten(1).T
+    return out
+
+
+@functools.cache
+def _decode(type_name: str) -> Callable:
+    decode = LANES[type_name].decode
+
+    def write(fields: dict[str, Tensor], out_nPGL: Tensor) -> None:
+        for part, w in enumerate(decode(**fields)):
+            out_nPGL[:, part].copy_(w.flatten(1, 2))
+
+    return compiled.compile_lanes(write, f"decode16_{type_name.lower()}")
