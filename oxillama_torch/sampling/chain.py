@@ -1,63 +1,86 @@
 """From logits to token ids: the order of the steps.
 
-    1. logit bias and bans        add_bias, and the model's own banned tokens
-    2. end tokens before min_tokens are banned (same pass)
-    3. repetition, frequency, presence penalty         penalise
-    4. temperature 0: the likeliest token, ties by lower id, and that is all
-    5. temperature
-    6. top-k, then top-p          keep_top
-    7. min-p                      drop_below_min_p
-    8. draw                       draw
+    0. processors                         custom, in ``sampler``: the request's own functions
+    1. grammar, bias and bans             mask, bans
+    2. penalties, then DRY                penalties, dry
+    3. temperature 0: the likeliest token, ties by lower id, and that is all
+    4. the other steps of ``samplers`` in the request's order; by default top_n_sigma, temperature,
+       top_k, typical_p, top_a, epsilon_cutoff, eta_cutoff, top_p, min_p, xtc
+    5. draw                               draw
 
-Only what some row asks for is computed. Each row's result depends on nothing but that row: steps
-are elementwise, compare distinct keys, or add integers (see fixed_point).
+With mirostat, it takes the place of all steps of 4 but the temperature. Only what some row asks for
+is computed, over the rows that take the same steps together. Each row's result depends on nothing
+but that row: steps are elementwise, compare distinct keys, add integers or add in a fixed order
+(see fixed_point).
 
 Shapes: R rows, V vocabulary, D rows that draw.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from oxillama_torch.sampling.fixed_point import weights
+from oxillama_torch.sampling.bans import add_bias, keep_allowed
+from oxillama_torch.sampling.candidates import Candidates
+from oxillama_torch.sampling.cutoffs import epsilon_cutoff, eta_cutoff, min_p, top_a, top_n_sigma
+from oxillama_torch.sampling.dry import penalise_repeats
+from oxillama_torch.sampling.mirostat import mirostat_1, mirostat_2
+from oxillama_torch.sampling.penalties import penalise
 from oxillama_torch.sampling.philox import uniform
-from oxillama_torch.sampling.processors import (
-    add_bias,
-    changes_logits,
-    drop_below_min_p,
-    keep_top,
-    penalise,
-)
+from oxillama_torch.sampling.ranking import top_k, top_p, typical_p
 from oxillama_torch.sampling.row import SamplingRow
+from oxillama_torch.sampling.temperature import temperature
+from oxillama_torch.sampling.xtc import xtc
 
-__all__ = ["adjust", "choose", "draw"]
+__all__ = ["Picked", "adjust", "choose", "draw", "pick"]
+
+_LOGIT_STEPS = {"penalties": penalise, "dry": penalise_repeats}
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """One token per row.
+
+    Args:
+        ids: int64 [R].
+        mass, total: float64 [R], weight of the token and of all that could have been drawn; both 1
+            where nothing was drawn.
+    """
+
+    ids: torch.Tensor
+    mass: torch.Tensor
+    total: torch.Tensor
 
 
 def adjust(
     logits: torch.Tensor, rows: Sequence[SamplingRow], banned: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Logits after steps 1 to 3; the same tensor when there is nothing to change.
+    """Logits after bias, bans, penalties and DRY; the same tensor when nothing is to be changed.
 
     Args:
         logits: float32 [R, V], left as it is.
         rows: one per row.
         banned: int64 ids that no row may choose.
     """
-    if banned is None and not any(changes_logits(row) for row in rows):
+    if banned is None and not any(row.changes_logits for row in rows):
         return logits
     logits = logits.clone()
     if banned is not None:
         logits.index_fill_(1, banned, -torch.inf)
     add_bias(logits, rows)
-    penalise(logits, rows)
+    keep_allowed(logits, rows)
+    for turn in range(max((len(row.logit_steps) for row in rows), default=0)):
+        for name, step in _LOGIT_STEPS.items():
+            meant = [row.logit_steps[turn : turn + 1] == (name,) for row in rows]
+            step(logits, [row if is_meant else None for row, is_meant in zip(rows, meant)])
     return logits
 
 
 def choose(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
-    """One token per row (steps 4 to 8).
+    """One token per row.
 
     Args:
         logits: float32 [R, V] as ``adjust`` returns them.
@@ -65,38 +88,51 @@ def choose(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
 
     Returns: int64 [R].
     """
-    drawing = [index for index, row in enumerate(rows) if not row.greedy]
-    if not drawing:
-        return logits.argmax(-1)
-    if len(drawing) == len(rows):
-        return _sample(logits, rows)
-    chosen = logits.argmax(-1)
-    index = torch.tensor(drawing, device=logits.device)
-    chosen[index] = _sample(logits[index], [rows[i] for i in drawing])
-    return chosen
+    return pick(logits, rows).ids
 
 
-def _sample(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
-    """Steps 5 to 8 for rows [D, V] that all draw."""
-    settings = torch.from_numpy(_settings(rows, logits.shape[-1])).to(logits.device)
-    temperature, top_k, top_p, min_p, u = settings.unbind(1)
-    # Relative to the maximum first: dividing by a tiny temperature must not overflow.
-    scaled = (logits - logits.amax(-1, keepdim=True)) / temperature[:, None].to(torch.float32)
-    mass = weights(scaled, torch.zeros_like(scaled[:, :1]))
-    filtered = [index for index, row in enumerate(rows) if row.filtered]
-    if filtered:
-        index = torch.tensor(filtered, device=logits.device)
-        limits = [k for row in rows if (k := row.params.top_k) < logits.shape[-1]]
-        mass[index] = keep_top(
-            scaled[index],
-            mass[index],
-            top_k[index].to(torch.int64),
-            top_p[index],
-            largest_k=max(limits, default=0),
-        )
-    if any(row.params.min_p for row in rows):
-        mass = drop_below_min_p(mass, min_p)
-    return draw(mass, u)
+def pick(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> Picked:
+    """As ``choose``, with what mirostat needs to know."""
+    ones = torch.ones(len(rows), dtype=torch.float64, device=logits.device)
+    greedy = sum(row.greedy for row in rows)
+    ids = logits.argmax(-1) if greedy else torch.empty_like(ones, dtype=torch.int64)
+    if greedy == len(rows):
+        return Picked(ids, ones, ones)
+    picked = Picked(ids, ones, ones.clone())
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for line, row in enumerate(rows):
+        if not row.greedy:
+            groups.setdefault(row.steps, []).append(line)
+    for steps, lines in groups.items():
+        x = logits if len(lines) == len(rows) else logits[torch.tensor(lines, device=logits.device)]
+        relative = bool(steps) and not any(step in _LOGIT_STEPS for step in steps)
+        candidates = Candidates(x, [rows[i] for i in lines], lines, relative=relative)
+        for part in _narrow(candidates, steps):
+            _draw_part(part, picked)
+    return picked
+
+
+def _narrow(c: Candidates, steps: Sequence[str]) -> Iterator[Candidates]:
+    """Take the steps; rows that turn out to need more work than others leave in parts."""
+    for number, name in enumerate(steps):
+        c.last = number + 1 == len(steps)
+        parts = _STEPS[name](c)
+        if parts is not None:
+            for part in parts:
+                yield from _narrow(part, steps[number:])
+            return
+    yield c
+
+
+def _draw_part(c: Candidates, picked: Picked) -> None:
+    mass, ids = c.by_id()
+    u = uniform([row.params.seed for row in c.rows], [row.position for row in c.rows])
+    column = draw(mass, torch.from_numpy(u).to(mass.device))
+    index = torch.tensor(c.places, device=mass.device)
+    picked.ids[index] = column if ids is None else ids.gather(1, column[:, None])[:, 0]
+    if any(row.params.mirostat for row in c.rows):
+        picked.mass[index] = mass.gather(1, column[:, None])[:, 0].to(torch.float64)
+        picked.total[index] = mass.sum(-1).to(torch.float64)
 
 
 def draw(mass: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
@@ -116,12 +152,31 @@ def draw(mass: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     return found.clamp_(max=mass.shape[-1] - 1)
 
 
-def _settings(rows: Sequence[SamplingRow], vocabulary: int) -> np.ndarray:
-    """float64 [D, 5]: temperature, top_k (V: all), top_p, min_p and the uniform number."""
-    out = np.empty((len(rows), 5), np.float64)
-    out[:, :4] = [
-        (p.temperature, min(p.top_k or vocabulary, vocabulary), p.top_p, p.min_p)
-        for p in (row.params for row in rows)
-    ]
-    out[:, 4] = uniform([row.params.seed for row in rows], [row.position for row in rows])
-    return out
+def _late(step: Callable) -> Callable[[Candidates], None]:
+    """A change of single logits as a step among those that drop candidates."""
+
+    def take(c: Candidates) -> None:
+        c.dense()
+        x = c.x.clone()
+        step(x, c.rows)
+        c.replace(x)
+
+    return take
+
+
+_STEPS: Mapping[str, Callable[[Candidates], list[Candidates] | None]] = {
+    "penalties": _late(penalise),
+    "dry": _late(penalise_repeats),
+    "top_n_sigma": top_n_sigma,
+    "temperature": temperature,
+    "top_k": top_k,
+    "typical_p": typical_p,
+    "top_a": top_a,
+    "epsilon_cutoff": epsilon_cutoff,
+    "eta_cutoff": eta_cutoff,
+    "top_p": top_p,
+    "min_p": min_p,
+    "xtc": xtc,
+    "mirostat_1": mirostat_1,
+    "mirostat_2": mirostat_2,
+}

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["MAX_VOCABULARY", "ONE", "ordered_keys", "weights"]
+__all__ = ["MAX_VOCABULARY", "ONE", "ordered_keys", "steady_sum", "weights"]
 
 #: The weight of the likeliest token.
 ONE = 1 << 43
@@ -55,3 +55,23 @@ def ordered_keys(x: torch.Tensor) -> torch.Tensor:
     ordered = bits.bitwise_xor(bits.bitwise_right_shift(31).bitwise_and_(0x7FFFFFFF))
     columns = torch.arange(x.shape[-1] - 1, -1, -1, device=x.device)
     return ordered.to(torch.int64).bitwise_left_shift_(32).bitwise_or_(columns)
+
+
+def steady_sum(x: torch.Tensor) -> torch.Tensor:
+    """Row sums of floats whose bits depend on nothing but the row.
+
+    The upper half of the columns is added to the lower half until one is left: every addition is
+    elementwise, so neither threads nor the number of rows decide what is added to what. Columns
+    of zeros at the end change nothing.
+
+    Args:
+        x: float [R, C].
+
+    Returns: float [R].
+    """
+    width = 1 << max(x.shape[-1] - 1, 0).bit_length()
+    x = torch.nn.functional.pad(x, (0, width - x.shape[-1]))
+    while width > 1:
+        width //= 2
+        x = x[:, :width] + x[:, width:]
+    return x[:, 0]

@@ -1,4 +1,4 @@
-"""Random numbers that are a pure function of (seed, position): Philox4x32-10.
+"""Random numbers that are a pure function of (seed, position, stream): Philox4x32-10.
 
 A request's draw must not depend on its neighbours, on batch order, on chunking or on what was drawn
 before a preemption. A counter-based generator has no state to get out of step.
@@ -15,7 +15,14 @@ import numpy as np
 
 from oxillama_torch.sampling.params import MAX_SEED
 
-__all__ = ["child_seed", "philox4x32", "random_seed", "uniform"]
+__all__ = [
+    "TOKEN_STREAM",
+    "XTC_STREAM",
+    "child_seed",
+    "philox4x32",
+    "random_seed",
+    "uniform",
+]
 
 _ROUNDS = 10
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
@@ -23,6 +30,9 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 _MASK64 = (1 << 64) - 1
+
+# The third word of the counter keeps numbers for different ends apart.
+TOKEN_STREAM, _CHILD_STREAM, XTC_STREAM = 0, 1, 2
 
 
 def philox4x32(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
@@ -49,12 +59,16 @@ def philox4x32(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
     return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32)
 
 
-def uniform(seeds: Sequence[int], positions: Sequence[int]) -> np.ndarray:
-    """One number in [0, 1) per (seed, position): 53 random bits.
+def uniform(
+    seeds: Sequence[int], positions: Sequence[int], stream: int = TOKEN_STREAM
+) -> np.ndarray:
+    """One number in [0, 1) per (seed, position, stream): 53 random bits.
 
     Returns: float64 [N].
     """
-    words = philox4x32(_split(positions, 4), _split(seeds, 2)).astype(np.uint64)
+    counter = _split(positions, 4)
+    counter[:, 2] = stream
+    words = philox4x32(counter, _split(seeds, 2)).astype(np.uint64)
     high, low = words[:, 0] >> np.uint64(5), words[:, 1] >> np.uint64(6)
     return ((high << np.uint64(26)) | low).astype(np.float64) * 2.0**-53
 
@@ -66,8 +80,7 @@ def child_seed(seed: int, index: int) -> int:
     """
     if index == 0:
         return seed
-    # The third counter word keeps these apart from the draws of any position.
-    counter = np.array([[index & 0xFFFFFFFF, index >> 32, 1, 0]], np.uint32)
+    counter = np.array([[index & 0xFFFFFFFF, index >> 32, _CHILD_STREAM, 0]], np.uint32)
     words = philox4x32(counter, _split([seed], 2))[0]
     return (int(words[0]) << 32 | int(words[1])) & MAX_SEED
 

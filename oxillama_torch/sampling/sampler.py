@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import torch
 
 from oxillama_torch.errors import EngineError, OxiLlamaError
-from oxillama_torch.sampling.chain import adjust, choose
+from oxillama_torch.sampling.chain import adjust, pick
+from oxillama_torch.sampling.custom import apply_processors
 from oxillama_torch.sampling.logprobs import measure, read
 from oxillama_torch.sampling.mask import Masks
+from oxillama_torch.sampling.mirostat import follow
 from oxillama_torch.sampling.params import TokenLogprobs
 from oxillama_torch.sampling.row import SamplingRow
 
@@ -49,8 +51,8 @@ def sample(
 ) -> list[Sampled]:
     """Choose a token for every row.
 
-    A row with NaN or infinite logits, or one whose every token is banned, gets an error; the
-    others are not touched by it.
+    A row with NaN or infinite logits, one whose every token is banned, or one whose processor
+    fails gets an error; the others are not touched by it.
 
     Args:
         logits: float32 [R, V], raw.
@@ -58,12 +60,16 @@ def sample(
         banned: int64 ids that no row may choose; None: none.
         masks: what the grammars of some rows allow; None: no row has one.
     """
-    allowed, failed = (logits, {}) if masks is None else masks.apply(logits)
+    processed, failed = apply_processors(logits, rows)
+    allowed, unmasked = (processed, {}) if masks is None else masks.apply(processed)
+    failed |= unmasked
     adjusted = adjust(allowed, rows, banned)
-    chosen = choose(adjusted, rows)
+    picked = pick(adjusted, rows)
+    chosen = picked.ids
     finite = finite_rows(logits)
     possible = adjusted.amax(-1) > -torch.inf if adjusted is not logits else finite
-    columns = [torch.stack([chosen, finite, possible], dim=1).to(torch.float64)]
+    columns = [chosen, finite, possible, picked.mass, picked.total]
+    columns = [torch.stack([column.to(torch.float64) for column in columns], dim=1)]
     asking = [index for index, row in enumerate(rows) if row.params.logprobs is not None]
     top = min(max((rows[i].params.logprobs for i in asking), default=0), logits.shape[-1])
     if asking:
@@ -71,10 +77,10 @@ def sample(
         columns.append(measure(logits[index], chosen[index], top))
     # One copy to the host, the only point where it waits for the device.
     flat = torch.cat([part.flatten() for part in columns]).tolist()
-    measured, width = flat[3 * len(rows) :], 4 + 2 * top
+    measured, width = flat[5 * len(rows) :], 4 + 2 * top
     results = []
     for index, row in enumerate(rows):
-        token_id, is_finite, is_possible = flat[3 * index : 3 * index + 3]
+        token_id, is_finite, is_possible, mass, total = flat[5 * index : 5 * index + 5]
         logprobs = None
         if row.params.logprobs is not None:
             mine, measured = measured[:width], measured[width:]
@@ -89,5 +95,7 @@ def sample(
                 Sampled(None, error=EngineError("every token of the vocabulary is banned"))
             )
         else:
+            if row.params.mirostat:
+                follow(row, mass, total)
             results.append(Sampled(int(token_id), logprobs))
     return results

@@ -1,0 +1,96 @@
+"""Steps that keep the first of an order: top-k, top-p, typical-p.
+
+top-k keeps the k likeliest (Fan et al. 2018, arXiv:1805.04833).
+
+top-p keeps the smallest set of likeliest tokens whose share is at least p (Holtzman et al. 2020,
+arXiv:1904.09751).
+
+typical-p does the same in order of ``|-ln p(t) - H|``, H the entropy: the tokens whose surprise is
+nearest to what is to be expected (Meister et al. 2023, arXiv:2202.00666).
+
+All count equal values in order of token ids, and keep at least one token; shares are of what the
+steps before have left.
+
+Shapes: D rows, V vocabulary, C columns.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from oxillama_torch.sampling.candidates import Candidates, likeliest
+from oxillama_torch.sampling.fixed_point import steady_sum
+
+__all__ = ["entropy", "top_k", "top_p", "typical_p"]
+
+_FIRST_CANDIDATES = 256
+_GROWTH = 16
+
+
+def top_k(c: Candidates) -> None:
+    """Keep the ``top_k`` likeliest."""
+    c.keep_columns(likeliest(c.x, c.largest("top_k")))
+    rank = torch.arange(c.x.shape[-1], device=c.x.device)
+    wanted = c.column("top_k")
+    if any(row.params.top_k < c.x.shape[-1] for row in c.rows):
+        c.drop(rank >= wanted)
+
+
+def top_p(c: Candidates) -> list[Candidates] | None:
+    """Keep the nucleus."""
+    return _keep_share(c, c.x, c.column("top_p"))
+
+
+def typical_p(c: Candidates) -> list[Candidates] | None:
+    """Keep the typical tokens."""
+    surprise = -(c.mass.to(torch.float64) / c.mass.sum(-1, keepdim=True)).log_()
+    score = -(surprise - entropy(c)).abs_()
+    score = score.to(torch.float32).masked_fill_(c.mass == 0, -torch.inf)
+    return _keep_share(c, score, c.column("typical_p"), by_score=True)
+
+
+def entropy(c: Candidates) -> torch.Tensor:
+    """``-sum p ln p`` in nats, float64 [D, 1]."""
+    p = c.mass.to(torch.float64) / c.mass.sum(-1, keepdim=True)
+    return -steady_sum(torch.xlogy(p, p))[:, None]
+
+
+def _keep_share(
+    c: Candidates, score: torch.Tensor, share: torch.Tensor, *, by_score: bool = False
+) -> list[Candidates] | None:
+    """Keep the best by ``score`` until their weight reaches ``share`` of the total.
+
+    Any number of tokens may be needed. Ranking them all is slow, so the best few are looked at
+    first; rows that need more go on by themselves.
+
+    Returns: None when it is done; parts that have to do this step again when rows differ.
+    """
+    columns, size = None, min(_first_size(c), c.x.shape[-1])
+    wanted = share * c.mass.sum(-1, keepdim=True).to(torch.float64)
+    while columns is None:
+        columns = likeliest(score, size)
+        mass = c.mass.gather(1, columns)
+        cumulative = mass.cumsum(-1)
+        enough = (cumulative[:, -1:] >= wanted)[:, 0].tolist()
+        if size < c.x.shape[-1] and not all(enough):
+            if any(enough):
+                lines = range(len(enough))
+                done = [i for i in lines if enough[i]]
+                return [c.select(done), c.select([i for i in lines if not enough[i]])]
+            columns, size = None, min(size * _GROWTH, c.x.shape[-1])
+    before = cumulative - mass
+    inside = (before.to(torch.float64) < wanted) | (before == 0)
+    rank = torch.arange(size, device=c.x.device)
+    inside |= rank < c.column("min_keep")
+    c.keep_columns(columns)
+    c.drop(~inside, peak=by_score)
+    if by_score:
+        c.sort()
+    return None
+
+
+def _first_size(c: Candidates) -> int:
+    """How many to look at first: all, once they are few."""
+    if c.ids is not None:
+        return c.x.shape[-1]
+    return max(_FIRST_CANDIDATES, c.largest("min_keep"))
