@@ -93,6 +93,11 @@ class ChatTemplate:
         """The Jinja source used without tools."""
         return self._sources["default"]
 
+    @property
+    def tool_source(self) -> str:
+        """The Jinja source used with tools."""
+        return self._sources.get("tool_use", self.source)
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

@@ -6,7 +6,7 @@ from oxillama_torch.errors import RequestError
 from oxillama_torch.tokenizer.detokenizer import Detokenizer
 from oxillama_torch.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["TextStream"]
+__all__ = ["StopStrings", "TextStream"]
 
 
 class _StopMatcher:
@@ -30,17 +30,15 @@ class _StopMatcher:
         return matched + (self.stop[matched] == char)
 
 
-class TextStream:
-    """Turn ids into text up to the first stop string.
+class StopStrings:
+    """Pass a text on up to the first stop string.
 
     The first is the one complete first, the longest of those that end together: a rule that does
     not depend on how the text is cut into tokens. Text that may be the beginning of a stop string
     is held back until it is known not to be. Time is linear in the text.
 
     Args:
-        tokenizer: the model's tokenizer.
         stop: stop strings; they are not part of the text.
-        skip_special: leave special tokens out of the text.
 
     Attributes:
         finished: the stop string that ended the text, or None.
@@ -49,16 +47,62 @@ class TextStream:
         RequestError: an empty stop string.
     """
 
+    def __init__(self, stop: tuple[str, ...] = ()) -> None:
+        if not all(stop):
+            raise RequestError("a stop string is empty", param="stop")
+        self._matchers = [_StopMatcher(s) for s in sorted(set(stop), key=len, reverse=True)]
+        self._held = ""
+        self.finished: str | None = None
+
+    def push(self, new: str) -> str:
+        """Take more text; return what may be shown now. After a stop string: nothing."""
+        if self.finished is not None:
+            return ""
+        held = self._held
+        for i, char in enumerate(new) if self._matchers else ():
+            for matcher in self._matchers:
+                if matcher.push(char) and self.finished is None:
+                    self.finished = matcher.stop
+            if self.finished is not None:
+                seen = held + new[: i + 1]
+                self._held = ""
+                return seen.removesuffix(self.finished)
+        text = held + new
+        keep = max((matcher.matched for matcher in self._matchers), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """The text ends here, for now at least; return what was held back."""
+        held, self._held = self._held, ""
+        for matcher in self._matchers:
+            matcher.matched = 0
+        return held
+
+
+class TextStream:
+    """Turn ids into text up to the first stop string, see ``StopStrings``.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        stop: stop strings; they are not part of the text.
+        skip_special: leave special tokens out of the text.
+
+    Raises:
+        RequestError: an empty stop string.
+    """
+
     def __init__(
         self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), skip_special: bool = True
     ) -> None:
-        if not all(stop):
-            raise RequestError("a stop string is empty", param="stop")
         self._detokenizer = Detokenizer(tokenizer, skip_special=skip_special)
-        self._matchers = [_StopMatcher(s) for s in sorted(set(stop), key=len, reverse=True)]
-        self._held = ""
+        self._stop = StopStrings(stop)
         self._shown: list[str] = []
-        self.finished: str | None = None
+
+    @property
+    def finished(self) -> str | None:
+        """The stop string that ended the text, or None."""
+        return self._stop.finished
 
     @property
     def text(self) -> str:
@@ -70,30 +114,14 @@ class TextStream:
         """Take one id; return the text that may be shown now. After a stop string: nothing."""
         if self.finished is not None:
             return ""
-        return self._take(self._detokenizer.push(token_id))
+        return self._show(self._stop.push(self._detokenizer.push(token_id)))
 
     def flush(self) -> str:
         """End the text; return what was held back."""
         if self.finished is not None:
             return ""
-        text = self._take(self._detokenizer.flush())
-        rest, self._held = self._held, ""
-        return text + self._show(rest)
-
-    def _take(self, new: str) -> str:
-        held = self._held
-        for i, char in enumerate(new) if self._matchers else ():
-            for matcher in self._matchers:
-                if matcher.push(char) and self.finished is None:
-                    self.finished = matcher.stop
-            if self.finished is not None:
-                seen = held + new[: i + 1]
-                self._held = ""
-                return self._show(seen.removesuffix(self.finished))
-        text = held + new
-        keep = max((matcher.matched for matcher in self._matchers), default=0)
-        self._held = text[len(text) - keep :]
-        return self._show(text[: len(text) - keep])
+        text = self._stop.push(self._detokenizer.flush())
+        return self._show(text + self._stop.flush())
 
     def _show(self, text: str) -> str:
         if text:

@@ -1,0 +1,122 @@
+"""From token ids to the parts of a reply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from oxillama_torch.chat.families.base import Family
+from oxillama_torch.chat.grammar import Thinking
+from oxillama_torch.chat.parts import Part, Text
+from oxillama_torch.chat.reader import Reader
+from oxillama_torch.chat.tool import Tool
+from oxillama_torch.tokenizer.detokenizer import Detokenizer
+from oxillama_torch.tokenizer.text_stream import TextStream
+from oxillama_torch.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["PlainReply", "Reply", "ReplyFormat"]
+
+
+class PlainReply:
+    """A reply that is nothing but text.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        stop: strings that end the text.
+
+    Attributes:
+        calls: number of calls so far.
+        reasoning_tokens: how many of the tokens were reasoning.
+    """
+
+    calls = 0
+    reasoning_tokens = 0
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
+        self._stream = TextStream(tokenizer, stop)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended the text."""
+        return self._stream.finished is not None
+
+    def push(self, token_id: int) -> Sequence[Part]:
+        """Take one token; return what became certain with it."""
+        text = self._stream.push(token_id)
+        return (Text(text),) if text else ()
+
+    def flush(self) -> Sequence[Part]:
+        """End the reply; return what was held back."""
+        text = self._stream.flush()
+        return (Text(text),) if text else ()
+
+
+class Reply:
+    """A reply with reasoning or tool calls; arguments and methods as ``PlainReply``.
+
+    Args:
+        reply_format: how it is written.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, reply_format: ReplyFormat, stop: tuple[str, ...] = ()
+    ) -> None:
+        family, thinking, tools = reply_format.family, reply_format.thinking, reply_format.tools
+        markers = family.markers(bool(tools))
+        if thinking is not None:
+            markers += [thinking.begin, thinking.end]
+        self._markers = {m.token_id: m.text for m in markers if m.token_id is not None}
+        self._detokenizer = Detokenizer(tokenizer, skip_special=True)
+        self._reader = Reader(
+            lambda reader: family.read(reader, thinking, bool(tools)),
+            tools={tool.name: tool for tool in tools},
+            stop=stop,
+            new_id=family.new_id,
+        )
+        self._reader.push("")  # now it knows whether it begins with reasoning
+        self.reasoning_tokens = 0
+
+    @property
+    def calls(self) -> int:
+        """Number of calls so far."""
+        return self._reader.calls
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended the answer."""
+        return self._reader.stopped
+
+    def push(self, token_id: int) -> Sequence[Part]:
+        """Take one token; return what became certain with it."""
+        marker = self._markers.get(token_id)
+        text = self._detokenizer.push(token_id) if marker is None else marker
+        thinking = self._reader.thinking
+        parts = self._reader.push(text) if text else ()
+        self.reasoning_tokens += thinking or self._reader.thinking
+        return parts
+
+    def flush(self) -> Sequence[Part]:
+        """End the reply; return what was held back."""
+        parts = self._reader.push(self._detokenizer.flush())
+        return [*parts, *self._reader.end()]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyFormat:
+    """How the reply to one prompt is written.
+
+    Args:
+        family: the model's syntax.
+        thinking: None where it does not reason, or its reasoning is to stay in the text.
+        tools: what may be called.
+    """
+
+    family: Family
+    thinking: Thinking | None
+    tools: tuple[Tool, ...] = ()
+
+    def reply(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> Reply | PlainReply:
+        """A reader for one reply."""
+        if self.thinking is None and not self.tools and not self.family.markers(False):
+            return PlainReply(tokenizer, stop)
+        return Reply(tokenizer, self, stop)

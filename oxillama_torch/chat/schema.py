@@ -1,0 +1,109 @@
+"""JSON schemas of arguments and answers: what is asked of them before anything is generated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from llguidance import LLMatcher
+
+from oxillama_torch.errors import RequestError
+from oxillama_torch.sampling.constraint_grammar import LIMITS
+
+__all__ = ["check_enforceable", "check_object", "check_strict", "is_enforceable"]
+
+_BELOW = ("items", "additionalProperties", "not", "if", "then", "else", "contains")
+_BELOW_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_BELOW_NAMES = ("properties", "patternProperties", "$defs", "definitions")
+
+
+def check_object(schema: Any, param: str) -> None:
+    """Refuse what cannot be the schema of a JSON object."""
+    if not isinstance(schema, Mapping):
+        raise RequestError("a JSON schema is an object", param=param, code="invalid_type")
+    if schema.get("type", "object") != "object":
+        raise RequestError("arguments are an object", param=f"{param}.type")
+    if not isinstance(schema.get("properties", {}), Mapping):
+        raise RequestError("the properties are an object", param=f"{param}.properties")
+
+
+def check_strict(schema: Mapping[str, Any], param: str) -> None:
+    """What ``"strict": true`` asks for: no other properties, all required, every keyword enforced.
+
+    Raises:
+        RequestError: names the object or the keyword.
+    """
+    try:
+        for where, part in _parts(schema, param):
+            if "properties" not in part and part.get("type") != "object":
+                continue
+            if part.get("additionalProperties") is not False:
+                raise RequestError(
+                    "a strict schema needs 'additionalProperties': false in every object",
+                    param=where,
+                    code="invalid_schema",
+                )
+            missing = [key for key in part.get("properties", {}) if key not in _required(part)]
+            if missing:
+                raise RequestError(
+                    f"in a strict schema every property is required; {missing[0]!r} is not",
+                    param=where,
+                    code="invalid_schema",
+                )
+    except RecursionError:
+        raise RequestError("the schema is nested too deeply", param=param) from None
+    check_enforceable(schema, param)
+
+
+def check_enforceable(schema: Mapping[str, Any], param: str) -> None:
+    """Refuse a schema that generation cannot be held to.
+
+    Raises:
+        RequestError: in llguidance's words.
+    """
+    problem = _problem(_text(schema, param))
+    if problem:
+        raise RequestError(
+            f"the schema cannot be enforced: {problem}", param=param, code="invalid_schema"
+        )
+
+
+def is_enforceable(schema: Mapping[str, Any]) -> bool:
+    """Whether generation can be held to a schema."""
+    return not _problem(_text(schema, "schema"))
+
+
+def _text(schema: Mapping[str, Any], param: str) -> str:
+    try:
+        return json.dumps(schema)
+    except RecursionError:
+        raise RequestError("the schema is nested too deeply", param=param) from None
+
+
+@lru_cache(maxsize=512)
+def _problem(schema: str) -> str:
+    grammar = LLMatcher.grammar_from_json_schema(schema)
+    failed, messages = LLMatcher.validate_grammar_with_warnings(grammar, limits=LIMITS)
+    return messages[0].partition("<backtrace>")[0].strip()[:300] if failed else ""
+
+
+def _required(part: Mapping[str, Any]) -> list[Any]:
+    required = part.get("required")
+    return required if isinstance(required, list) else []
+
+
+def _parts(schema: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """All schemas in a schema with their places."""
+    if not isinstance(schema, Mapping):
+        return
+    yield where, schema
+    for key in _BELOW:
+        yield from _parts(schema.get(key), f"{where}.{key}")
+    for key in _BELOW_LISTS:
+        for i, item in enumerate(schema.get(key) or ()):
+            yield from _parts(item, f"{where}.{key}[{i}]")
+    for key in _BELOW_NAMES:
+        for name, item in (schema.get(key) or {}).items():
+            yield from _parts(item, f"{where}.{key}.{name}")
