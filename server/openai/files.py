@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from flask import Blueprint, Response, current_app, jsonify, request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from oxillama_torch.errors import RequestError
 from oxillama_torch.server.listing import as_list, list_query
 from oxillama_torch.server.pool import Services
+from oxillama_torch.server.schemas.batches import ExpiresAfter
 from oxillama_torch.server.store.files import add_file, delete_file, expire_files, find_file
 from oxillama_torch.server.store.paging import page
 from oxillama_torch.server.store.store import Store
 from oxillama_torch.server.store.tables_files import FileRow
 from oxillama_torch.server.upload import receive
 
-__all__ = ["blueprint"]
+__all__ = ["blueprint", "send_blob"]
 
 _MOST_LISTED = 10_000
 # Names and fields around a file of the largest size allowed.
 _FORM_BYTES = 1024 * 1024
 
 Blob = tuple[str, str, int]
-
-
-class ExpiresAfter(BaseModel):
-    """When a file goes by itself."""
-
-    anchor: Literal["created_at"]
-    seconds: Annotated[int, Field(ge=3600, le=2_592_000)]
 
 
 class _UploadForm(BaseModel):

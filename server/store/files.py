@@ -13,7 +13,7 @@ from oxillama_torch.server.store.store import Store
 from oxillama_torch.server.store.tables import Base
 from oxillama_torch.server.store.tables_files import FileRow
 
-__all__ = ["add_file", "delete_file", "expire_files", "find_file", "sweep_blobs"]
+__all__ = ["add_file", "delete_file", "delete_unnamed", "expire_files", "find_file", "sweep_blobs"]
 
 
 def add_file(
@@ -67,15 +67,20 @@ def delete_file(store: Store, file_id: str) -> None:
         RequestError: 404.
     """
 
-    def delete(session: Session) -> str | None:
+    def delete(session: Session) -> str:
         row = find_file(session, file_id)
         session.delete(row)
-        session.flush()
-        return None if _named(session, row.blob) else row.blob
+        return row.blob
 
-    blob = store.write(delete)
-    if blob is not None:
-        store.blobs.delete(blob)
+    delete_unnamed(store, store.write(delete))
+
+
+def delete_unnamed(store: Store, blob: str) -> None:
+    """Delete a blob, unless something names it."""
+    with store.read() as session:
+        if _named(session, blob):
+            return
+    store.blobs.delete(blob)
 
 
 def expire_files(store: Store) -> None:

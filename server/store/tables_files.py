@@ -32,7 +32,6 @@ class BatchRow(Row):
     __tablename__ = "batches"
 
     status: Mapped[str] = mapped_column(index=True)
-    kind: Mapped[str] = mapped_column(index=True)
     blob: Mapped[str] = mapped_column(index=True)
     options: Mapped[dict[str, Any]]
 

@@ -1,0 +1,1 @@
+"""Batches: files of requests that are served behind everything else, and outlive a restart."""
