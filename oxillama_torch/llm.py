@@ -29,6 +29,7 @@ from oxillama_torch.gguf.reader import read_gguf
 from oxillama_torch.lora.merge import MergeReport
 from oxillama_torch.sampling.constraint_matcher import ConstraintCompiler
 from oxillama_torch.sampling.params import SamplingParams
+from oxillama_torch.sampling.words import Words
 from oxillama_torch.scoring import Scoring
 from oxillama_torch.tokenizer.chat_template import ChatTemplate
 from oxillama_torch.tokenizer.tokenizer import Tokenizer
@@ -110,6 +111,7 @@ class LLM:
                 eos_ids=self.tokenizer.eos_ids,
                 banned_ids=self.tokenizer.suppressed_ids,
                 constraints=ConstraintCompiler(self.tokenizer),
+                words=Words(self.tokenizer),
                 progress=progress,
             )
             name = gguf.metadata.get("general.name")
@@ -297,13 +299,23 @@ class LLM:
     ) -> MergeReport:
         """Add an adapter to the weights: it then costs nothing, and every request has it.
 
-        Returns: what keeping the sums as ``f16``, ``f32`` or ``q8_0`` costs in accuracy.
+        Args:
+            merge_dtype: what sums are kept as: ``f16``, ``bf16``, ``f32``, ``q8_0``, or ``same``,
+                the type that each tensor had where that can be encoded, else F16.
+
+        Returns: what keeping them so costs in accuracy.
         """
         return self.merging.merge(name, scale, merge_dtype)
 
     def unmerge_adapter(self, name: str) -> None:
         """Take a merged adapter out again: the weights have their old bytes back."""
         self.merging.unmerge(name)
+
+    def merge_and_unload(
+        self, adapters: AdapterChoice = None, *, merge_dtype: str = "f16"
+    ) -> MergeReport:
+        """Merge adapters for good, with those merged already, and forget every loaded one."""
+        return self.merging.merge_and_unload(self._pairs(adapters), merge_dtype)
 
     def disable_adapter(self) -> contextlib.AbstractContextManager[None]:
         """For the duration of a block, the model is the bare one, merged adapters included."""

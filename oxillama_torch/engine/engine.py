@@ -11,7 +11,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -40,7 +40,9 @@ from oxillama_torch.kvcache.holdings import PageManager
 from oxillama_torch.kvcache.pool import KVPool, page_bytes, plan_pages
 from oxillama_torch.lora.registry import AdapterRegistry, LoadedAdapter
 from oxillama_torch.sampling.constraint_matcher import ConstraintCompiler, Matcher
+from oxillama_torch.sampling.custom import find_processors
 from oxillama_torch.sampling.row import SamplingRow
+from oxillama_torch.sampling.words import Words, has_texts
 
 __all__ = ["DEFAULT_BATCH_SIZE", "Delivery", "Engine", "on_device"]
 
@@ -68,6 +70,7 @@ class Engine:
         fingerprint: identifies everything that shapes an output, see ``loading.fingerprint``.
         adapters: those that requests may name; None: none ever.
         constraints: compiles those of requests; None: requests must not have any.
+        words: makes tokens of the texts among sampling parameters; None: there must not be any.
         clock: monotonic seconds.
 
     Attributes:
@@ -86,12 +89,13 @@ class Engine:
         fingerprint: str = "",
         adapters: AdapterRegistry | None = None,
         constraints: ConstraintCompiler | None = None,
+        words: Words | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._eos_ids, self._clock = config, eos_ids, clock
         self.model, self.fingerprint, self.adapters = model, fingerprint, adapters
         self.vocab_size = model.config.vocab_size
-        self._constraints = constraints
+        self._constraints, self._words = constraints, words
         batch_size = config.max_batch_size or DEFAULT_BATCH_SIZE
         context = min(
             config.max_context or model.config.context_length, model.config.context_length
@@ -158,6 +162,14 @@ class Engine:
         """The adapters of a checked request, as they are now. Any thread may call this."""
         return self.adapters.resolve(request.adapters) if request.adapters else ()
 
+    def tokenized(self, request: GenerationRequest) -> GenerationRequest:
+        """The request with tokens for the texts of its parameters. Any thread may call this."""
+        if not has_texts(request.params):
+            return request
+        if self._words is None:
+            raise UnsupportedError("bad words and breakers: this engine was given no vocabulary")
+        return replace(request, params=self._words.resolve(request.params))
+
     def matcher(self, request: GenerationRequest) -> Matcher | None:
         """What watches over a request's output, if something does. Any thread may call this.
 
@@ -180,7 +192,12 @@ class Engine:
         request = handle.request
         params = request.params
         end_ids = frozenset(params.stop_token_ids)
-        row = SamplingRow(params, request.prompt_token_ids, end_ids | self._eos_ids)
+        row = SamplingRow(
+            params,
+            request.prompt_token_ids,
+            end_ids | self._eos_ids,
+            find_processors(params.processors),
+        )
         state = RequestState(
             request,
             row=row,

@@ -21,6 +21,7 @@ from oxillama_torch.lora.targets import Targets
 from oxillama_torch.models.decoder import Decoder
 from oxillama_torch.models.loader import load_model
 from oxillama_torch.sampling.constraint_matcher import ConstraintCompiler
+from oxillama_torch.sampling.words import Words
 
 __all__ = ["fingerprint", "load_engine", "prepare_kernels", "resolve", "weights_of"]
 
@@ -57,6 +58,7 @@ def load_engine(
     eos_ids: frozenset[int],
     banned_ids: frozenset[int] = frozenset(),
     constraints: ConstraintCompiler | None = None,
+    words: Words | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Engine:
     """Load a model and make its engine. The file may be closed afterwards.
@@ -66,6 +68,7 @@ def load_engine(
         gguf: the open file.
         eos_ids, banned_ids: the tokenizer's.
         constraints: with the tokenizer's vocabulary; None: requests must not have any.
+        words: with the tokenizer's vocabulary; None: parameters must not hold texts.
         progress: called with (bytes loaded, bytes in all).
 
     Raises:
@@ -89,6 +92,7 @@ def load_engine(
             eos_ids=eos_ids,
             banned_ids=banned_ids,
             constraints=constraints,
+            words=words,
             fingerprint=fingerprint(config, gguf),
             adapters=AdapterRegistry(Targets(model), budget_bytes=config.adapter_memory_bytes),
         )

@@ -129,7 +129,8 @@ class RequestState:
         if self.matcher is None:
             return tokens
         self.matcher.accept(token_id)
-        if self.request.params.logprobs is None and token_id not in self.end_token_ids:
+        samples_all = self.request.params.logprobs is not None or self.row.chooses_alone
+        if not samples_all and token_id not in self.end_token_ids:
             room = self.stop_at - len(self.token_ids) - 1
             for forced in self.matcher.forced()[: max(room, 0)]:
                 if forced in self.end_token_ids or forced in self.request.params.logit_bias:

@@ -128,6 +128,7 @@ class EngineThread:
         if request.params.seed is None:
             request = replace(request, params=replace(request.params, seed=random_seed()))
         engine = self._engine
+        request = engine.tokenized(request)
         adapters, matcher = engine.resolve(request), engine.matcher(request)
         handle = RequestHandle(request, self.cancel, sink, adapters, matcher)
         with self._wake:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from oxillama_torch.engine.request import GenerationRequest
 from oxillama_torch.errors import RequestError
+from oxillama_torch.sampling.custom import find_processors
 
 __all__ = ["check_request"]
 
@@ -44,6 +45,11 @@ def check_request(
             raise RequestError(
                 f"token id {token_id} is not below {vocab_size}", param=f"logit_bias.{token_id}"
             )
+    _check_ids("allowed_token_ids", params.allowed_token_ids or (), vocab_size)
+    for name in ("bad_words", "dry_sequence_breakers"):
+        for word in getattr(params, name):
+            _check_ids(name, () if isinstance(word, str) else word, vocab_size)
+    find_processors(params.processors)
     if len(prompt) + (params.max_tokens != 0) > max_context:
         raise RequestError(
             f"This model's maximum context length is {max_context} tokens. "
@@ -53,6 +59,12 @@ def check_request(
             param="prompt",
         )
     _check_adapters(request.adapters, adapters)
+
+
+def _check_ids(name: str, ids: Collection[int], vocab_size: int) -> None:
+    for token_id in ids:
+        if not 0 <= token_id < vocab_size:
+            raise RequestError(f"token id {token_id} is not below {vocab_size}", param=name)
 
 
 def _check_adapters(wanted: tuple[tuple[str, float], ...], loaded: Collection[str]) -> None:
