@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from oxillama_torch.engine.engine import Engine
 from oxillama_torch.engine.thread import EngineThread
 from oxillama_torch.errors import RequestError
 from oxillama_torch.lora.merge import MERGE_DTYPES, Merge, Merger, MergeReport
+from oxillama_torch.lora.targets import Targets
 
 __all__ = ["MERGE_DTYPES", "AdapterMerging"]
 
@@ -46,20 +47,16 @@ class AdapterMerging:
         Args:
             name: a loaded adapter.
             scale: finite.
-            dtype: what the touched layers are kept as: ``f16``, ``f32`` or ``q8_0``.
+            dtype: what the touched tensors are kept as, one of MERGE_DTYPES; ``same``: as the type
+                they had where that can be encoded, else as ``f16``.
 
         Raises:
             RequestError: it is not loaded, or merged already.
             UnsupportedError: the dtype is unknown or cannot hold a weight.
         """
-        if not math.isfinite(scale):
-            raise RequestError(f"the scale of adapter {name!r} is {scale}", param="scale")
         with self._lock:
             self._check_enabled()
-            if name in self._merges:
-                raise RequestError(f"adapter {name!r} is merged already", param="name")
-            adapter = self._engine.adapters.get(name).adapter
-            return self._apply({**self._merges, name: Merge(adapter, scale, dtype)})
+            return self._apply({**self._merges, name: self._new(name, scale, dtype)})
 
     def unmerge(self, name: str) -> None:
         """Take an adapter out again; layers that no other one touches get their old bytes back.
@@ -72,6 +69,33 @@ class AdapterMerging:
             if name not in self._merges:
                 raise RequestError(f"adapter {name!r} is not merged", param="name")
             self._apply({key: merge for key, merge in self._merges.items() if key != name})
+
+    def merge_and_unload(
+        self, adapters: Sequence[tuple[str, float]] = (), dtype: str = "f16"
+    ) -> MergeReport:
+        """Merge for good, beside what is merged already, and forget every adapter.
+
+        The weights that were there before are gone, as in peft; adapters loaded from now on change
+        those that are there now. Requests under way keep what they began with.
+
+        Args:
+            adapters: loaded ones that are not merged yet, with scales.
+
+        Raises:
+            RequestError: nothing is named or merged; otherwise as ``merge``.
+        """
+        with self._lock:
+            self._check_enabled()
+            merges = dict(self._merges)
+            for name, scale in adapters:
+                merges[name] = self._new(name, scale, dtype)
+            if not merges:
+                raise RequestError("no adapter is named, and none is merged", param="adapters")
+            report = self._apply(merges)
+            registry = self._engine.adapters
+            self._engine.call(lambda engine: registry.rebase(Targets(registry.targets.decoder)))
+            self._merger, self._merges = Merger(registry.targets), {}
+            return report
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
@@ -87,15 +111,22 @@ class AdapterMerging:
                 self._disabled = False
                 self._apply(before)
 
+    def _new(self, name: str, scale: float, dtype: str) -> Merge:
+        if not math.isfinite(scale):
+            raise RequestError(f"the scale of adapter {name!r} is {scale}", param="scale")
+        if name in self._merges:
+            raise RequestError(f"adapter {name!r} is merged already", param="name")
+        return Merge(self._engine.adapters.get(name).adapter, scale, dtype)
+
     def _check_enabled(self) -> None:
         if self._disabled:
             raise RequestError("adapters are disabled in this block", param="name")
 
     def _apply(self, merges: Mapping[str, Merge]) -> MergeReport:
-        layers, report = self._merger.prepare(list(merges.values()))
+        parts, report = self._merger.prepare(list(merges.values()))
 
         def swap(engine: Engine) -> None:
-            self._merger.swap(layers)
+            self._merger.swap(parts)
             engine.forget_prefixes()
 
         self._engine.call(swap)

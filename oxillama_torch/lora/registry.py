@@ -100,6 +100,13 @@ class AdapterRegistry:
             if self._entries.pop(name, None) is None:
                 raise self._unknown(name)
 
+    def rebase(self, targets: Targets) -> None:
+        """Forget every adapter: the model's weights are others now, in the same layers."""
+        assert targets.numbers == self.targets.numbers, "steps know the layers by their numbers"
+        with self._lock:
+            self._entries.clear()
+            self.targets = targets
+
     def names(self) -> list[str]:
         """Every adapter a request may name, in alphabetical order."""
         with self._lock:

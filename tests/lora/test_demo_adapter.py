@@ -11,7 +11,6 @@ import warnings
 
 import peft
 import pytest
-import torch
 from tiny_adapters import peft_logits
 from transformers import AutoModelForCausalLM
 
@@ -74,22 +73,46 @@ def test_small_talk_stays_a_sentence(llm):
     assert ask(llm, [SMALL_TALK], "json") == ask(llm, [SMALL_TALK])
 
 
-def test_logits_equal_peft_s(llm):
-    messages = [{"role": "user", "content": "What does `textwrap.dedent` do?"}]
-    ids = llm.chat_ids(messages) + llm.tokenize('{"name": "textwrap.dedent", "answer": "Remove')
+@pytest.fixture(scope="module")
+def wrapped():
+    """peft's model with the adapter, on our export of the demo model."""
     with read_gguf(demo_model_path()) as gguf:
         config, state = export_hf(gguf)
     base = AutoModelForCausalLM.from_config(config)
     base.load_state_dict(state)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        wrapped = peft.PeftModel.from_pretrained(base, FOLDER).eval()
-    wanted, got = peft_logits(wrapped, ids), torch.as_tensor(llm.logits(ids, adapters="json"))
+        return peft.PeftModel.from_pretrained(base, FOLDER).eval()
+
+
+@pytest.fixture(scope="module")
+def ids(llm):
+    messages = [{"role": "user", "content": "What does `textwrap.dedent` do?"}]
+    return llm.chat_ids(messages) + llm.tokenize('{"name": "textwrap.dedent", "answer": "Remove')
+
+
+def test_logits_equal_peft_s(llm, wrapped, ids):
+    wanted, got = peft_logits(wrapped, ids), llm.logits(ids, adapters="json")
     error = (got - wanted).abs().max() / wanted.std()
     assert error < 1e-4, f"logits differ by {error:.1e} standard deviations"
     with wrapped.disable_adapter():
         change = (peft_logits(wrapped, ids) - wanted).abs().max() / wanted.std()
     assert change > 1  # an adapter left out would be seen
+
+
+# What is left is the rounding of the sums: weights of 11 bits are 2e-4 from the sums, of 8 bits
+# 2e-3, and the logits some twice as far.
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [("f32", 1e-5), ("f16", 1e-3), ("bf16", 1e-2), ("q8_0", 3e-2)]
+)
+def test_merged_logits_are_as_near_to_peft_s_as_the_type_allows(llm, wrapped, ids, dtype, bound):
+    wanted = peft_logits(wrapped, ids)
+    llm.merge_adapter("json", merge_dtype=dtype)
+    try:
+        error = (llm.logits(ids) - wanted).norm() / wanted.norm()
+    finally:
+        llm.unmerge_adapter("json")
+    assert error < bound, f"logits are off by {error:.1e} of their length"
 
 
 def test_the_folder_is_small():

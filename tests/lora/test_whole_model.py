@@ -12,51 +12,16 @@ import pytest
 import torch
 from adapter_runner import AdapterRunner, assert_close, open_tiny, table_of
 from safetensors.torch import load_file, save_file
-from tiny_adapters import ATTENTION, peft_logits, save_adapter
+from tiny_adapters import ATTENTION, EXPERTS, WHOLE_MODEL, peft_logits, save_adapter
 
 from oxillama_torch.errors import RequestError, UnsupportedError
 from oxillama_torch.lora.adapter import read_adapter
 
 IDS = torch.randint(0, 389, (40,), generator=torch.Generator().manual_seed(1)).tolist()
 WEIGHTS = "adapter_model.safetensors"
-EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
-
-CASES = {
-    "embedding": ("llama", {"targets": ["embed_tokens"]}),
-    "head": ("llama", {"targets": ["lm_head"]}),
-    "both": ("qwen3", {"targets": ["embed_tokens", "lm_head", "q_proj"]}),
-    "scaled-embedding": ("granite", {"targets": ["embed_tokens", "lm_head"]}),
-    "dora": ("llama", {"targets": ["embed_tokens", "lm_head", "k_proj"], "use_dora": True}),
-    "rslora": ("llama", {"targets": ["embed_tokens", "lm_head"], "use_rslora": True}),
-    "tied-embedding": ("llama-tied", {"targets": ["embed_tokens"]}),
-    "tied-head": ("llama-tied", {"targets": ["lm_head"]}),
-    "saved": (
-        "llama",
-        {"targets": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens", "norm"]},
-    ),
-    # k is one of three layers in a product, and llama's files permute its rows
-    "saved-linear": ("llama", {"targets": ["q_proj"], "modules_to_save": ["k_proj", "mlp"]}),
-    "saved-biases": ("llama-biases", {"targets": ["up_proj"], "modules_to_save": ["self_attn"]}),
-    "saved-tied": ("llama-tied", {"targets": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
-    "experts": ("qwen3moe", {"targets": ["q_proj"], "target_parameters": EXPERTS}),
-    "router": (
-        "qwen3moe",
-        {"targets": [], "target_parameters": [*EXPERTS, "mlp.gate.weight"]},
-    ),
-    "mixtral": ("mixtral", {"targets": ["v_proj"], "target_parameters": EXPERTS[:1]}),
-    "expert-patterns": (
-        "mixtral",
-        {
-            "targets": ["v_proj"],
-            "target_parameters": EXPERTS,
-            "rank_pattern": {"experts.down_proj": 3},
-            "alpha_pattern": {"experts.gate_up_proj": 9},
-        },
-    ),
-}
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("case", WHOLE_MODEL.values(), ids=WHOLE_MODEL)
 def test_logits_equal_peft(case, tmp_path):
     arch, options = case
     oracle, decoder, targets = open_tiny(arch, tmp_path)
@@ -70,7 +35,7 @@ def test_logits_equal_peft(case, tmp_path):
 
 @pytest.mark.parametrize("name", ["dora", "saved", "saved-linear", "experts"])
 def test_a_request_has_the_same_bits_alone_and_in_a_mixed_batch(name, tmp_path):
-    arch, options = CASES[name]
+    arch, options = WHOLE_MODEL[name]
     oracle, decoder, targets = open_tiny(arch, tmp_path)
     save_adapter(oracle, tmp_path / "first", seed=1, **options)
     save_adapter(oracle, tmp_path / "second", seed=2, targets=ATTENTION, r=20)

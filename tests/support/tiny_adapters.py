@@ -12,10 +12,54 @@ from pathlib import Path
 import peft
 import torch
 
-__all__ = ["ALL_LINEAR", "ATTENTION", "add_adapter", "peft_logits", "save_adapter"]
+__all__ = [
+    "ALL_LINEAR",
+    "ATTENTION",
+    "EXPERTS",
+    "WHOLE_MODEL",
+    "add_adapter",
+    "peft_logits",
+    "save_adapter",
+]
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL_LINEAR = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+#: Changes of more than linear layers: (tiny model, options of the adapter).
+WHOLE_MODEL = {
+    "embedding": ("llama", {"targets": ["embed_tokens"]}),
+    "head": ("llama", {"targets": ["lm_head"]}),
+    "both": ("qwen3", {"targets": ["embed_tokens", "lm_head", "q_proj"]}),
+    "scaled-embedding": ("granite", {"targets": ["embed_tokens", "lm_head"]}),
+    "dora": ("llama", {"targets": ["embed_tokens", "lm_head", "k_proj"], "use_dora": True}),
+    "rslora": ("llama", {"targets": ["embed_tokens", "lm_head"], "use_rslora": True}),
+    "tied-embedding": ("llama-tied", {"targets": ["embed_tokens"]}),
+    "tied-head": ("llama-tied", {"targets": ["lm_head"]}),
+    "saved": (
+        "llama",
+        {"targets": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens", "norm"]},
+    ),
+    # k is one of three layers in a product, and llama's files permute its rows
+    "saved-linear": ("llama", {"targets": ["q_proj"], "modules_to_save": ["k_proj", "mlp"]}),
+    "saved-biases": ("llama-biases", {"targets": ["up_proj"], "modules_to_save": ["self_attn"]}),
+    "saved-tied": ("llama-tied", {"targets": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
+    "experts": ("qwen3moe", {"targets": ["q_proj"], "target_parameters": EXPERTS}),
+    "router": (
+        "qwen3moe",
+        {"targets": [], "target_parameters": [*EXPERTS, "mlp.gate.weight"]},
+    ),
+    "mixtral": ("mixtral", {"targets": ["v_proj"], "target_parameters": EXPERTS[:1]}),
+    "expert-patterns": (
+        "mixtral",
+        {
+            "targets": ["v_proj"],
+            "target_parameters": EXPERTS,
+            "rank_pattern": {"experts.down_proj": 3},
+            "alpha_pattern": {"experts.gate_up_proj": 9},
+        },
+    ),
+}
 
 
 def save_adapter(
