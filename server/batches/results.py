@@ -46,8 +46,7 @@ def outputs(session: Session, batch_id: str, *, failed: bool) -> Iterator[tuple[
         .where(BatchLineRow.batch_id == batch_id, BatchLineRow.failed == failed)
         .order_by(BatchLineRow.line)
     )
-    for number, output in session.execute(query.execution_options(yield_per=100)):
-        yield number, output
+    yield from session.execute(query.execution_options(yield_per=100))
 
 
 def finish(

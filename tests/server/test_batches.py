@@ -1,4 +1,4 @@
-"""Batches. Oracles: the openai SDK's models and client; what the routes answer to single requests."""
+"""Batches. Oracles: the openai SDK's models and client; what routes answer to single requests."""
 
 import io
 import json
