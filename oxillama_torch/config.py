@@ -111,6 +111,12 @@ class ServerConfig:
         model_root: folder that models may be loaded from over HTTP; None: not over HTTP.
         max_models: most models loaded at once; the one used longest ago makes room.
         model_memory_bytes: for all models together; None: no limit.
+        api_key_file: keys, one per line, read again when the file changes; see ``server/keys.py``.
+        jwt_key: file with the key of JSON web tokens: a secret (HS256) or a public key (RS256).
+        jwt_audience, jwt_issuer: what such a token must name; None: neither is looked at.
+        requests_per_minute, tokens_per_minute: of each key; None: no limit.
+        cors_origins: origins whose pages may use the API (``*``: all); empty: none.
+        access_log: file that gets a JSON line per request, ``-`` for stderr; None: no log.
     """
 
     host: str = "127.0.0.1"
@@ -136,6 +142,14 @@ class ServerConfig:
     model_root: Path | None = None
     max_models: int = 4
     model_memory_bytes: int | None = None
+    api_key_file: Path | None = None
+    jwt_key: Path | None = None
+    jwt_audience: str | None = None
+    jwt_issuer: str | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    cors_origins: tuple[str, ...] = ()
+    access_log: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -144,6 +158,10 @@ class ServerConfig:
         for name in counts:
             if getattr(self, name) < 1:
                 raise UnsupportedError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("model_memory_bytes", "requests_per_minute", "tokens_per_minute"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UnsupportedError(f"{name} must be at least 1, got {value}")
         for kind, specs in (("adapter", self.loras), ("model", self.models)):
             for spec in specs:
                 name, _, path = spec.partition("=")

@@ -9,11 +9,15 @@ from flask import Flask
 from oxillama_torch.config import EngineConfig, ServerConfig, from_environment
 from oxillama_torch.llm import LLM
 from oxillama_torch.server import errors, http
+from oxillama_torch.server.access import Access
+from oxillama_torch.server.access_log import AccessLog
 from oxillama_torch.server.admin import kernels, loras, state
 from oxillama_torch.server.admin import models as admin_models
+from oxillama_torch.server.batches.runner import BatchRunner
 from oxillama_torch.server.lifecycle import Lifecycle
+from oxillama_torch.server.metrics import Metrics
 from oxillama_torch.server.native import routes as native
-from oxillama_torch.server.openai import chat, completions, embeddings, files, models
+from oxillama_torch.server.openai import batches, chat, completions, embeddings, files, models
 from oxillama_torch.server.output_thread import OutputThread
 from oxillama_torch.server.pool import Services
 from oxillama_torch.server.service import Service
@@ -40,7 +44,13 @@ def create_app(config: ServerConfig | None = None, engine: LLM | Service | None 
         name, _, path = spec.partition("=")
         service.engine.adapters.load(name, path, pinned=True)
     app = Flask(__name__, static_folder=None)
+    # First of all: unsound settings end the start here, before there is anything to clean up.
+    app.extensions["access"] = Access(service.config)
+    log = service.config.access_log
+    app.extensions["access_log"] = AccessLog(log) if log is not None else None
     app.json.sort_keys = False
+    # A redirect to another spelling of a path would be followed with other rules of access.
+    app.url_map.merge_slashes = False
     app.extensions["service"] = service
     services = Services(service, service.config)
     app.extensions["services"] = services
@@ -50,24 +60,30 @@ def create_app(config: ServerConfig | None = None, engine: LLM | Service | None 
     app.extensions["output_thread"] = OutputThread(
         service.config.ping_interval_s, service.config.send_timeout_s
     )
-    http.install(app, service.config)
+    metrics = app.extensions["metrics"] = Metrics(services, app.extensions["lifecycle"])
+    http.install(app, service.config, metrics)
     app.teardown_request(services.end_of_request)
     errors.install(app)
-    for module in (chat, completions, embeddings, files, models, native):
+    for module in (batches, chat, completions, embeddings, files, models, native):
         app.register_blueprint(module.blueprint(services))
     for module in (admin_models, loras, kernels, state):
         app.register_blueprint(module.blueprint(services))
     for spec in service.config.models:
         name, _, path = spec.partition("=")
         services.load(name, Path(path))
+    runner = app.extensions["batches"] = BatchRunner(app, store, service.config.batch_lines)
     store.on_start(lambda: sweep_blobs(store))
+    store.on_start(runner.resume)
     store.start()
     return app
 
 
 def close_app(app: Flask) -> None:
     """Stop the application's own threads and models; the engine given at start is its owner's."""
+    app.extensions["batches"].close()
     app.extensions["services"].close()
     app.extensions["disconnect_watcher"].close()
     app.extensions["output_thread"].close()
     app.extensions["store"].close()
+    if app.extensions["access_log"] is not None:
+        app.extensions["access_log"].close()

@@ -12,11 +12,16 @@ from werkzeug.exceptions import HTTPException
 
 from oxillama_torch.errors import CapacityError, EngineError, RequestError, UnsupportedError
 
-__all__ = ["envelope", "from_validation", "install", "status_of"]
+__all__ = ["code_of", "envelope", "from_validation", "install", "status_of"]
 
 log = logging.getLogger(__name__)
 
-_HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large"}
+_HTTP_CODES = {
+    404: "unknown_url",
+    405: "method_not_allowed",
+    413: "request_too_large",
+    415: "unsupported_media_type",
+}
 
 
 def envelope(error: Exception) -> dict:
@@ -37,6 +42,11 @@ def envelope(error: Exception) -> dict:
         kind = "invalid_request_error" if (error.code or 500) < 500 else "server_error"
         code = _HTTP_CODES.get(error.code or 500, "http_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def code_of(error: Exception) -> str:
+    """The envelope's code, as one word for counting."""
+    return envelope(error)["error"]["code"] or "none"
 
 
 def status_of(error: Exception) -> int:
@@ -82,10 +92,12 @@ def install(app: Flask) -> None:
         if status >= 500 and not isinstance(error, RequestError):
             log.error("request %s failed", g.get("request_id"), exc_info=error)
         response = jsonify(envelope(error))
-        if isinstance(error, CapacityError):
-            response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-        elif status == 503:
-            response.headers["Retry-After"] = str(getattr(error, "retry_after_s", 1))
+        app.extensions["metrics"].error(code_of(error))
+        if status in (429, 503):
+            seconds = getattr(error, "retry_after_s", 1)
+            response.headers["Retry-After"] = str(max(1, math.ceil(seconds)))
+        if status == 401:
+            response.headers["WWW-Authenticate"] = "Bearer"
         if status == 405 and isinstance(error, HTTPException):
             response.headers["Allow"] = ", ".join(getattr(error, "valid_methods", None) or [])
         return response, status

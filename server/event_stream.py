@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from flask import Response
 
 from oxillama_torch.errors import OxiLlamaError
 from oxillama_torch.server import sse
+from oxillama_torch.server.errors import code_of
 from oxillama_torch.server.output import ClientGone, Generation, Output
 
-__all__ = ["EventStream", "Form"]
+__all__ = ["EventStream", "Form", "Frames"]
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,30 @@ class Form(Protocol):
     def chunks(self, output: Output) -> Iterator[dict]: ...
     def last_chunk(self) -> dict | None: ...
     def whole(self, outputs: Iterator[Output]) -> Response: ...
+
+
+class Frames(Protocol):
+    """A stream of frames, whoever writes them to the client. ``ended``: nothing more comes."""
+
+    ended: bool
+
+    def notify(self, listener: Callable[[], None]) -> None:
+        """Have ``listener`` called, at once and whenever there is something; it does not block."""
+
+    def ready(self) -> bytes:
+        """The frames that can be sent now."""
+
+    def frames(self, ping_interval_s: float) -> Iterator[bytes]:
+        """All frames as they come, with a ping after each silent interval."""
+
+    def client_gone(self) -> None:
+        """Nobody reads any more."""
+
+    def abort(self, error: Exception) -> None:
+        """End soon, and say why."""
+
+    def close(self) -> None:
+        """Let go of everything, whether it has ended or not."""
 
 
 class EventStream:
@@ -36,6 +61,8 @@ class EventStream:
 
     def __init__(self, generation: Generation, form: Form, request_id: str) -> None:
         self.generation = generation
+        self.notify, self.client_gone = generation.notify, generation.client_gone
+        self.abort, self.close = generation.abort, generation.cancel
         self._form = form
         self._request_id = request_id
         self.ended = False
@@ -57,6 +84,7 @@ class EventStream:
             if not isinstance(error, OxiLlamaError):
                 log.exception("request %s failed while streaming", self._request_id)
             self.generation.cancel()
+            self.generation.meter.errors.append(code_of(error))
             frames.append(sse.error_frame(error))
         self.ended = True
         return b"".join([*frames, sse.DONE])

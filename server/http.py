@@ -1,24 +1,24 @@
-"""Reading requests and dressing answers: body checks, ids, headers, authentication."""
+"""Reading requests and dressing answers: bodies, ids, headers, accounts."""
 
 from __future__ import annotations
 
-import hmac
-import ipaddress
 import re
-import time
 import uuid
-from hashlib import sha256
 
-import orjson
-from flask import Flask, Response, g, request
+from flask import Flask, Response, current_app, g, request
 
 from oxillama_torch.config import ServerConfig
 from oxillama_torch.errors import EngineError, RequestError
+from oxillama_torch.server import strict_json
+from oxillama_torch.server.access import PUBLIC_PATHS, Access
+from oxillama_torch.server.access_log import AccessLog
+from oxillama_torch.server.metering import Meter
+from oxillama_torch.server.metrics import Metrics
 
 __all__ = ["client_socket", "install", "json_body", "new_id"]
 
 _VALID_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
-PUBLIC_PATHS = frozenset({"/health"})
+_READ_BYTES = 64 * 1024
 
 
 def new_id(prefix: str) -> str:
@@ -35,71 +35,97 @@ def json_body() -> dict:
     """The request's JSON object.
 
     Raises:
-        RequestError: not JSON, not an object, or shorter than announced (a WSGI server hands out
-            what has arrived when the client half-closes).
+        RequestError: not declared as JSON (415), no strict JSON, not an object, or shorter than
+            announced (a WSGI server hands out what has arrived when the client half-closes).
+        RequestEntityTooLarge: longer than allowed.
     """
-    raw = request.get_data(cache=False)
-    if request.content_length is not None and len(raw) != request.content_length:
-        raise RequestError("the body is shorter than its Content-Length", code="invalid_request")
-    try:
-        body = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise RequestError(
-            f"the body is not valid JSON (line {error.lineno}, column {error.colno})",
-            code="invalid_json",
-        ) from None
+    _check_content_type()
+    body = strict_json.loads(_raw_body())
     if not isinstance(body, dict):
         raise RequestError("the body must be a JSON object", code="invalid_type")
     return body
 
 
-def install(app: Flask, config: ServerConfig) -> None:
-    """Request ids, timing headers, the body limit and bearer keys for every route."""
-    app.config["MAX_CONTENT_LENGTH"] = config.max_body_bytes
-    # Digests: compared in constant time, and of one length whatever the key's.
-    keys = [sha256(key.encode()).digest() for key in config.api_keys]
-    admin = [sha256(config.admin_token.encode()).digest()] if config.admin_token else []
-
-    @app.before_request
-    def begin() -> None:
-        g.started = time.perf_counter()
-        given = request.headers.get("X-Request-Id", "")
-        g.request_id = given if _VALID_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        is_admin = request.path.startswith("/admin/")
-        if app.extensions["lifecycle"].draining and not (is_admin or request.path in PUBLIC_PATHS):
-            raise EngineError("the server is shutting down")
-        if is_admin:
-            _authenticate_admin(admin)
-        elif keys and request.path not in PUBLIC_PATHS:
-            _authenticate(keys)
-
-    @app.after_request
-    def finish(response: Response) -> Response:
-        response.headers["x-request-id"] = g.get("request_id", "")
-        elapsed_ms = (time.perf_counter() - g.get("started", time.perf_counter())) * 1e3
-        response.headers["openai-processing-ms"] = str(round(elapsed_ms))
-        response.headers["openai-version"] = "2020-10-01"
-        return response
-
-
-def _authenticate_admin(keys: list[bytes]) -> None:
-    """The admin token; where none is set, a peer on this machine. Forwarded headers say nothing."""
-    if keys:
-        _authenticate(keys)
-    elif not ipaddress.ip_address(request.remote_addr or "0.0.0.0").is_loopback:
+def _check_content_type() -> None:
+    """A body of another kind is refused, also because pages of other origins may send those."""
+    kind, charset = request.mimetype, request.mimetype_params.get("charset", "utf-8").lower()
+    encoding = request.headers.get("Content-Encoding", "identity").lower()
+    if kind not in ("", "application/json") or charset != "utf-8" or encoding != "identity":
         raise RequestError(
-            "Administration from other machines needs an admin token.",
-            status=403,
-            code="forbidden",
-            type="permission_error",
+            "the body must be 'Content-Type: application/json', in UTF-8 and not compressed",
+            status=415,
+            code="unsupported_media_type",
         )
 
 
-def _authenticate(keys: list[bytes]) -> None:
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
-        token = request.headers.get("X-Api-Key", "")
-    digest = sha256(token.encode()).digest()
-    # All keys are compared, so that the time does not tell which one was close.
-    if sum(hmac.compare_digest(digest, key) for key in keys) == 0:
-        raise RequestError("Incorrect API key provided.", status=401, code="invalid_api_key")
+def _raw_body() -> bytes:
+    if request.content_length is None:
+        # get_data() would cut a chunked body at the limit, and say nothing.
+        return b"".join(iter(lambda: request.stream.read(_READ_BYTES), b""))
+    raw = request.get_data(cache=False)
+    if len(raw) != request.content_length:
+        raise RequestError("the body is shorter than its Content-Length", code="invalid_request")
+    return raw
+
+
+def install(app: Flask, config: ServerConfig, metrics: Metrics) -> None:
+    """For every route: request ids, the body limit, access, headers, metrics and the access log."""
+    app.config["MAX_CONTENT_LENGTH"] = config.max_body_bytes
+    access: Access = app.extensions["access"]
+    log: AccessLog | None = app.extensions["access_log"]
+
+    @app.before_request
+    def begin() -> Response | None:
+        g.meter = Meter(metrics)
+        given = request.headers.get("X-Request-Id", "")
+        g.request_id = given if _VALID_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        if current_app.extensions["lifecycle"].draining and not (
+            request.path in PUBLIC_PATHS or request.path.startswith("/admin/")
+        ):
+            raise EngineError("the server is shutting down")
+        if (response := access.preflight(request)) is not None:
+            return response
+        access.admit(request)
+        g.meter.allowance = g.get("allowance")
+        return None
+
+    @app.after_request
+    def finish(response: Response) -> Response:
+        meter: Meter = g.meter
+        response.headers["x-request-id"] = g.request_id
+        response.headers["openai-processing-ms"] = str(round(meter.seconds * 1e3))
+        response.headers["openai-version"] = "2020-10-01"
+        access.dress(request, response)
+        entry = {
+            "request_id": g.request_id,
+            "method": request.method,
+            "path": request.path,
+            "key": g.get("holder"),
+        }
+        endpoint = request.url_rule.rule if request.url_rule is not None else "none"
+        response.call_on_close(lambda: _close(meter, endpoint, response, metrics, log, entry))
+        return response
+
+
+def _close(
+    meter: Meter,
+    endpoint: str,
+    response: Response,
+    metrics: Metrics,
+    log: AccessLog | None,
+    entry: dict,
+) -> None:
+    """The answer has been sent, or its client has gone."""
+    meter.close()
+    metrics.answered(endpoint, response.status_code, meter.seconds)
+    if log is not None:
+        log.write(
+            {
+                **entry,
+                "status": response.status_code,
+                "ms": round(meter.seconds * 1e3, 1),
+                "model": meter.model,
+                "prompt_tokens": meter.prompt_tokens,
+                "completion_tokens": meter.completion_tokens,
+            }
+        )

@@ -23,6 +23,7 @@ from oxillama_torch.engine.request import (
 from oxillama_torch.errors import EngineError, RequestError
 from oxillama_torch.sampling.params import SamplingParams
 from oxillama_torch.sampling.philox import child_seed, random_seed
+from oxillama_torch.server.metering import current_meter
 from oxillama_torch.server.priority import current_priority
 from oxillama_torch.server.service import Service
 from oxillama_torch.tokenizer.text_stream import TextStream
@@ -110,9 +111,10 @@ class Choice:
     """One continuation in the making."""
 
     handle: RequestHandle
-    text: TextStream
+    reply: Reply | PlainReply
     completion_tokens: int = 0
     finished: bool = False
+    last_token_at: float | None = None
 
 
 class Generation:
@@ -124,6 +126,7 @@ class Generation:
         params: sampling parameters; each choice draws with a seed of its own made of ``seed``.
         deadline: ``time.monotonic()`` after which choices end, or None.
         adapters: (name, scale) pairs that every choice is generated with.
+        reply_format: how replies are written; None: they are plain text.
     """
 
     def __init__(
@@ -133,9 +136,14 @@ class Generation:
         params: SamplingParams,
         deadline: float | None = None,
         adapters: tuple[tuple[str, float], ...] = (),
+        reply_format: ReplyFormat | None = None,
     ) -> None:
         self._service = service
+        self._reply_format = reply_format
         self._adapters = adapters
+        self._n = params.n
+        self.meter = current_meter()
+        self.meter.model = service.model_id
         self._queue: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
         self._listener: Callable[[], None] | None = None
         self._end_with: Exception | None = None
@@ -228,9 +236,12 @@ class Generation:
         if choice.finished:
             return
         if isinstance(event, PromptEvent):
+            if index % self._n == 0:
+                self.meter.prompt(event.prompt_tokens, event.cached_tokens)
             yield Started(index, event.prompt_tokens, event.cached_tokens, event.logprobs)
         elif isinstance(event, TokenEvent):
             choice.completion_tokens += 1
+            choice.last_token_at = self.meter.token(choice.last_token_at)
             text = choice.text.push(event.token_id)
             stopped = choice.text.finished is not None
             yield Piece(index, text, event.token_id, event.logprobs)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response, jsonify
+from flask import Blueprint, Response, current_app, jsonify
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from oxillama_torch import __version__
 from oxillama_torch.errors import RequestError, UnsupportedError
 from oxillama_torch.server.http import json_body
+from oxillama_torch.server.metrics import Metrics
 from oxillama_torch.server.pool import Services
 from oxillama_torch.server.schemas.native import DetokenizeBody, TokenizeBody
 from oxillama_torch.server.service import Service
@@ -20,10 +22,26 @@ def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("native", __name__)
 
     @routes.get("/health")
+    @routes.get("/v1/health")
     def health() -> tuple[Response, int]:
         if not all(service.engine.alive for service in services.ready()):
             return jsonify({"status": "error", "version": __version__}), 503
         return jsonify({"status": "ok", "version": __version__}), 200
+
+    @routes.get("/ready")
+    def ready() -> tuple[Response, int]:
+        if current_app.extensions["lifecycle"].draining:
+            return jsonify({"status": "draining"}), 503
+        if not services.default.engine.alive:
+            return jsonify({"status": "error"}), 503
+        return jsonify({"status": "ready"}), 200
+
+    @routes.get("/metrics")
+    def metrics() -> Response:
+        found: Metrics = current_app.extensions["metrics"]
+        response = Response(found.exposition(), content_type=CONTENT_TYPE_LATEST)
+        response.headers["Process-Start-Time-Unix"] = str(int(found.started_at))
+        return response
 
     @routes.get("/stats")
     def stats() -> Response:

@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from oxillama_torch.errors import CapacityError, EngineError
+from oxillama_torch.server.access import PUBLIC_PATHS
 from oxillama_torch.server.errors import envelope
 
 
@@ -53,7 +54,7 @@ def test_keys_guard_everything_but_health(make_app):
             for headers in ({}, {"Authorization": "Bearer three"}, {"Authorization": "Bearer "}):
                 status = client.open(path, method=method, headers=headers).status_code
                 # Administration has a token of its own: see test_loras.py.
-                open_path = path == "/health" or path.startswith("/admin/")
+                open_path = path in PUBLIC_PATHS or path.startswith("/admin/")
                 assert (status == 401) != open_path, path
     assert client.get("/v1/models", headers={"Authorization": "Bearer two"}).status_code == 200
     assert client.get("/v1/models", headers={"X-Api-Key": "one"}).status_code == 200
