@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from flask import Response, current_app, g, request
 
 from oxillama_torch.server import sse
 from oxillama_torch.server.embedding import Embedding
-from oxillama_torch.server.event_stream import EventStream, Form
+from oxillama_torch.server.event_stream import EventStream, Form, Frames
 from oxillama_torch.server.http import client_socket
 from oxillama_torch.server.lifecycle import Lifecycle
 from oxillama_torch.server.output import ClientGone, Generation
@@ -18,7 +18,7 @@ from oxillama_torch.server.output_thread import OutputThread
 from oxillama_torch.server.service import Service
 from oxillama_torch.server.watcher import DisconnectWatcher
 
-__all__ = ["answer", "deadline_of"]
+__all__ = ["answer", "deadline_of", "stream_frames", "watch"]
 
 
 def deadline_of(service: Service) -> float | None:
@@ -36,19 +36,12 @@ def answer(
         ignored: request fields that nothing read; named in a header, so that a typing error in
             a field's name does not pass unseen.
     """
-    guard = contextlib.ExitStack()
-    watcher: DisconnectWatcher = current_app.extensions["disconnect_watcher"]
-    lifecycle: Lifecycle = current_app.extensions["lifecycle"]
-    guard.callback(generation.cancel)
-    guard.enter_context(lifecycle.running(generation.abort))
-    guard.enter_context(watcher.watching(client_socket(), generation.client_gone))
     if stream:
-        body = _stream(EventStream(generation, form, g.request_id))
-        response = Response(body, mimetype="text/event-stream", headers=sse.HEADERS)
-        # Not in the generator: one that was never started runs no clean-up.
-        response.call_on_close(guard.close)
+        response = stream_frames(EventStream(generation, form, g.request_id))
     else:
-        with guard:
+        with contextlib.ExitStack() as guard:
+            guard.callback(generation.cancel)
+            watch(guard, generation.abort, generation.client_gone)
             try:
                 response = form.whole(generation.outputs())
             except ClientGone:
@@ -58,7 +51,30 @@ def answer(
     return response
 
 
-def _stream(events: EventStream) -> Iterator[bytes]:
+def watch(
+    guard: contextlib.ExitStack,
+    abort: Callable[[Exception], None],
+    client_gone: Callable[[], None],
+) -> None:
+    """Until ``guard`` closes, have what is in progress ended with the server or the client."""
+    watcher: DisconnectWatcher = current_app.extensions["disconnect_watcher"]
+    lifecycle: Lifecycle = current_app.extensions["lifecycle"]
+    guard.enter_context(lifecycle.running(abort))
+    guard.enter_context(watcher.watching(client_socket(), client_gone))
+
+
+def stream_frames(frames: Frames) -> Response:
+    """A response that streams ``frames``."""
+    guard = contextlib.ExitStack()
+    guard.callback(frames.close)
+    watch(guard, frames.abort, frames.client_gone)
+    response = Response(_stream(frames), mimetype="text/event-stream", headers=sse.HEADERS)
+    # Not in the generator: one that was never started runs no clean-up.
+    response.call_on_close(guard.close)
+    return response
+
+
+def _stream(events: Frames) -> Iterator[bytes]:
     """The body of a stream.
 
     Where the socket is ours to write to, the output thread writes the events and the request's
@@ -73,7 +89,7 @@ def _stream(events: EventStream) -> Iterator[bytes]:
     return _written(events, output, sock, chunked)
 
 
-def _written(events: EventStream, output: OutputThread, sock, chunked: bool) -> Iterator[bytes]:
+def _written(events: Frames, output: OutputThread, sock, chunked: bool) -> Iterator[bytes]:
     # The server writes the head of the response with its first bytes.
     yield sse.PING
     output.write(events, sock, chunked=chunked)

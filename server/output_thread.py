@@ -21,7 +21,7 @@ import threading
 import time
 
 from oxillama_torch.server import sse
-from oxillama_torch.server.event_stream import EventStream
+from oxillama_torch.server.event_stream import Frames
 
 __all__ = ["OutputThread"]
 
@@ -33,7 +33,7 @@ _BUFFER_BYTES = 1024 * 1024
 class _Stream:
     """One stream being written."""
 
-    def __init__(self, events: EventStream, sock: socket.socket, chunked: bool) -> None:
+    def __init__(self, events: Frames, sock: socket.socket, chunked: bool) -> None:
         self.events = events
         self.sock = sock
         self.chunked = chunked
@@ -74,7 +74,7 @@ class OutputThread:
         """Whether bytes put on ``sock`` reach the client as they are."""
         return not isinstance(sock, ssl.SSLSocket)
 
-    def write(self, events: EventStream, sock: socket.socket, *, chunked: bool) -> None:
+    def write(self, events: Frames, sock: socket.socket, *, chunked: bool) -> None:
         """Write a stream to its end; returns when it has ended, or its client has gone.
 
         Args:
@@ -84,7 +84,7 @@ class OutputThread:
         """
         self._start()
         stream = _Stream(events, sock, chunked)
-        events.generation.notify(lambda: self._note(stream))
+        events.notify(lambda: self._note(stream))
         stream.done.wait()
 
     def _note(self, stream: _Stream) -> None:
@@ -163,7 +163,7 @@ class OutputThread:
 
     def _give_up(self, stream: _Stream) -> None:
         """The client does not read, or has gone: end the request and cut the connection."""
-        stream.events.generation.client_gone()
+        stream.events.client_gone()
         with contextlib.suppress(OSError):
             stream.sock.shutdown(socket.SHUT_RDWR)
         self._finish(stream)
