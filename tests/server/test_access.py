@@ -1,4 +1,4 @@
-"""Keys, web tokens, limits and origins. Oracles: PyJWT as the issuer, OpenAI's shapes, a set clock."""
+"""Keys, web tokens, limits and origins. Oracles: PyJWT as issuer, OpenAI's shapes, a set clock."""
 
 import datetime
 import hashlib
@@ -146,7 +146,8 @@ def test_tokens_that_must_not_pass(make_app, secret_file):
     none = jwt.encode({**good, "exp": later, "scope": "chat:read"}, None, "none")
     for token in (
         issue(seconds=-90, **good), issue(nbf=later, **good), issue(aud="other", iss="you"),
-        issue(aud="me", iss="other"), issue(iss="you"), issue(aud="me"), issue(key="t" * 64, **good),
+        issue(aud="me", iss="other"), issue(iss="you"), issue(aud="me"),
+        issue(key="t" * 64, **good),
         issue(algorithm="HS512", **good), none, f"{head}.{claims}.", f"{head}.{claims}.AAAA",
         "a.b.c", "..", "", jwt.encode({**good, "scope": "chat:read"}, SECRET, "HS256"),
     ):  # fmt: skip
