@@ -10,6 +10,8 @@ import queue
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from oxillama_torch.chat.parts import CallStarted, Part, Text, Thought
+from oxillama_torch.chat.reply import PlainReply, Reply, ReplyFormat
 from oxillama_torch.engine.request import (
     ErrorEvent,
     Event,
@@ -26,7 +28,6 @@ from oxillama_torch.sampling.philox import child_seed, random_seed
 from oxillama_torch.server.metering import current_meter
 from oxillama_torch.server.priority import current_priority
 from oxillama_torch.server.service import Service
-from oxillama_torch.tokenizer.text_stream import TextStream
 
 __all__ = [
     "Choice",
@@ -173,7 +174,9 @@ class Generation:
         handle = self._service.engine.submit(
             request, sink=lambda _, event: self._receive(index, event)
         )
-        self.choices.append(Choice(handle, TextStream(self._service.tokenizer, params.stop)))
+        tokenizer, wanted = self._service.tokenizer, self._reply_format
+        reply = (wanted.reply if wanted is not None else PlainReply)(tokenizer, params.stop)
+        self.choices.append(Choice(handle, reply))
 
     def cancel(self) -> None:
         """Drop every choice that is not finished; idempotent, callable from any thread."""
@@ -242,10 +245,8 @@ class Generation:
         elif isinstance(event, TokenEvent):
             choice.completion_tokens += 1
             choice.last_token_at = self.meter.token(choice.last_token_at)
-            text = choice.text.push(event.token_id)
-            stopped = choice.text.finished is not None
-            yield Piece(index, text, event.token_id, event.logprobs)
-            if stopped:
+            yield from _outputs(index, choice.reply.push(event.token_id), event)
+            if choice.reply.stopped:
                 choice.handle.cancel()
                 yield self._finish(index, "stop")
         elif isinstance(event, FinishEvent):
@@ -259,12 +260,32 @@ class Generation:
             raise self._end_with or EngineError("the request was cancelled")
         if event.reason == "deadline":
             raise RequestError("the request took too long", status=408, code="timeout", param=None)
-        tail = self.choices[index].text.flush()
-        if tail:
-            yield Piece(index, tail, None, None)
+        yield from _outputs(index, self.choices[index].reply.flush())
         yield self._finish(index, event.reason)
 
     def _finish(self, index: int, reason: str) -> Finished:
         choice = self.choices[index]
         choice.finished = True
-        return Finished(index, reason, choice.completion_tokens)
+        if reason == "stop" and choice.reply.calls:
+            reason = "tool_calls"
+        return Finished(index, reason, choice.completion_tokens, choice.reply.reasoning_tokens)
+
+
+def _outputs(
+    index: int, parts: Sequence[Part], token: TokenEvent | None = None
+) -> Iterator[Output]:
+    """What a token, or the end, adds to a choice: a token is part of exactly one Piece."""
+    if token is not None and not (parts and isinstance(parts[0], Text)):
+        yield Piece(index, "", token.token_id, token.logprobs)
+        token = None
+    for part in parts:
+        if isinstance(part, Text):
+            token_id, logprobs = (token.token_id, token.logprobs) if token else (None, None)
+            yield Piece(index, part.text, token_id, logprobs)
+            token = None
+        elif isinstance(part, Thought):
+            yield Reasoning(index, part.text)
+        elif isinstance(part, CallStarted):
+            yield ToolCallStarted(index, part.call, part.id, part.name)
+        else:
+            yield ToolCallArguments(index, part.call, part.text)

@@ -12,7 +12,15 @@ from oxillama_torch.server.answer import answer, deadline_of
 from oxillama_torch.server.http import json_body, new_id
 from oxillama_torch.server.openai.logprobs import chat_logprob
 from oxillama_torch.server.openai.usage import Usage
-from oxillama_torch.server.output import Finished, Output, Piece, Started
+from oxillama_torch.server.output import (
+    Finished,
+    Output,
+    Piece,
+    Reasoning,
+    Started,
+    ToolCallArguments,
+    ToolCallStarted,
+)
 from oxillama_torch.server.pool import Services
 from oxillama_torch.server.schemas.chat import ChatBody
 from oxillama_torch.server.service import Service
@@ -41,6 +49,40 @@ def blueprint(services: Services) -> Blueprint:
     return routes
 
 
+class _Choice:
+    """What has come of one choice."""
+
+    def __init__(self) -> None:
+        self.pieces: list[Piece] = []
+        self.reason: str | None = None
+        self._reasoning: list[str] = []
+        self._calls: list[dict[str, Any]] = []
+
+    def add(self, output: Output) -> None:
+        if isinstance(output, Piece):
+            self.pieces.append(output)
+        elif isinstance(output, Reasoning):
+            self._reasoning.append(output.text)
+        elif isinstance(output, ToolCallStarted):
+            function = {"name": output.name, "arguments": ""}
+            self._calls.append({"id": output.id, "type": "function", "function": function})
+        elif isinstance(output, ToolCallArguments):
+            self._calls[output.call]["function"]["arguments"] += output.text
+        elif isinstance(output, Finished):
+            self.reason = output.reason
+
+    def message(self) -> dict[str, Any]:
+        """The assistant's message. Without text it has no content, if it has calls."""
+        text = "".join(piece.text for piece in self.pieces)
+        content = text if text or not self._calls else None
+        message = {"role": "assistant", "content": content, "refusal": None, "annotations": []}
+        if self._reasoning:
+            message["reasoning_content"] = "".join(self._reasoning)
+        if self._calls:
+            message["tool_calls"] = self._calls
+        return message
+
+
 class ChatForm:
     """Outputs of one generation in the shape of chat completions."""
 
@@ -64,6 +106,15 @@ class ChatForm:
         elif isinstance(output, Piece) and (output.text or (self._logprobs and output.logprobs)):
             logprobs = self._content([output]) if self._logprobs else None
             yield self._chunk(output.index, {"content": output.text}, logprobs=logprobs)
+        elif isinstance(output, Reasoning):
+            yield self._chunk(output.index, {"reasoning_content": output.text})
+        elif isinstance(output, ToolCallStarted):
+            function = {"name": output.name, "arguments": ""}
+            call = {"id": output.id, "type": "function", "function": function}
+            yield self._chunk(output.index, {"tool_calls": [{"index": output.call, **call}]})
+        elif isinstance(output, ToolCallArguments):
+            call = {"index": output.call, "function": {"arguments": output.text}}
+            yield self._chunk(output.index, {"tool_calls": [call]})
         elif isinstance(output, Finished):
             yield self._chunk(output.index, {}, output.reason)
 
@@ -75,27 +126,22 @@ class ChatForm:
 
     def whole(self, outputs: Iterator[Output]) -> Response:
         """The answer when it is not streamed."""
-        pieces: dict[int, list[Piece]] = {}
-        reasons: dict[int, str] = {}
+        choices: dict[int, _Choice] = {}
         for output in outputs:
             self._usage.add(output)
-            if isinstance(output, Piece):
-                pieces.setdefault(output.index, []).append(output)
-            elif isinstance(output, Finished):
-                reasons[output.index] = output.reason
-        choices = [self._choice(i, pieces.get(i, []), reasons[i]) for i in sorted(reasons)]
+            choices.setdefault(output.index, _Choice()).add(output)
         usage = self._usage.as_dict()
+        whole = [self._choice(i, choices[i]) for i in sorted(choices)]
         return jsonify(
-            {**self._head, "object": "chat.completion", "choices": choices, "usage": usage}
+            {**self._head, "object": "chat.completion", "choices": whole, "usage": usage}
         )
 
-    def _choice(self, index: int, pieces: list[Piece], reason: str) -> dict:
-        text = "".join(piece.text for piece in pieces)
+    def _choice(self, index: int, choice: _Choice) -> dict:
         return {
             "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None, "annotations": []},
-            "logprobs": self._content(pieces) if self._logprobs else None,
-            "finish_reason": reason,
+            "message": choice.message(),
+            "logprobs": self._content(choice.pieces) if self._logprobs else None,
+            "finish_reason": choice.reason,
         }
 
     def _content(self, pieces: list[Piece]) -> dict:

@@ -20,6 +20,7 @@ class Usage:
     choices_per_prompt: int
     _prompts: dict[int, tuple[int, int]] = field(default_factory=dict)
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
 
     def add(self, output: object) -> None:
         """Take note of a Started or Finished; anything else is ignored."""
@@ -28,6 +29,7 @@ class Usage:
             self._prompts.setdefault(prompt, (output.prompt_tokens, output.cached_tokens))
         elif isinstance(output, Finished):
             self.completion_tokens += output.completion_tokens
+            self.reasoning_tokens += output.reasoning_tokens
 
     def as_dict(self) -> dict:
         """The ``usage`` object."""
@@ -38,5 +40,5 @@ class Usage:
             "completion_tokens": self.completion_tokens,
             "total_tokens": prompt_tokens + self.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": cached_tokens},
-            "completion_tokens_details": {"reasoning_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
         }

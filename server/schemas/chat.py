@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from oxillama_torch.chat.tool import ToolChoice, tools_from
 from oxillama_torch.errors import RequestError
 from oxillama_torch.sampling.params import SamplingParams
 from oxillama_torch.server.schemas.common import GenerationBody, StrictModel
@@ -40,6 +41,7 @@ class Message(StrictModel):
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
 
     def for_template(self) -> dict[str, Any]:
         """The message as chat templates know it: text content, ``developer`` as ``system``."""
@@ -56,6 +58,8 @@ class Message(StrictModel):
             message["tool_call_id"] = self.tool_call_id
         if self.name is not None:
             message["name"] = self.name
+        if self.reasoning_content is not None:
+            message["reasoning_content"] = self.reasoning_content
         return message
 
 
@@ -68,10 +72,7 @@ class ChatBody(GenerationBody):
         "json_schema": (),
         "modalities": (["text"],),
         "prediction": (),
-        "response_format": ({"type": "text"},),
         "store": (False,),
-        "tools": ([],),
-        "tool_choice": ("none",),
         "web_search_options": (),
     }
 
@@ -81,6 +82,14 @@ class ChatBody(GenerationBody):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[Any] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool = True
+    response_format: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    reasoning_format: Literal["auto", "deepseek", "none"] = "auto"
+    reasoning_budget: Annotated[int, Field(ge=-1)] | None = None
+    thinking_token_budget: Annotated[int, Field(ge=-1)] | None = None
 
     def sampling_params(self, vocab_size: int) -> SamplingParams:
         """Sampling parameters; without a limit the answer may fill the context."""
@@ -95,9 +104,31 @@ class ChatBody(GenerationBody):
 
     def turn(self, params: SamplingParams, adapters: tuple[tuple[str, float], ...]) -> Turn:
         """The assistant turn that the body asks for."""
+        tools = tools_from(self.tools or ())
         return Turn(
             messages=[message.for_template() for message in self.messages],
             params=params,
             adapters=adapters,
-            template_kwargs=self.chat_template_kwargs,
+            tools=tools,
+            tool_choice=ToolChoice.of(self.tool_choice, tools),
+            parallel_tool_calls=self.parallel_tool_calls,
+            response_format=self.response_format,
+            template_kwargs=self._template_variables(),
+            reasoning_budget=self._reasoning_budget(),
+            reasoning_apart=self.reasoning_format != "none",
         )
+
+    def _template_variables(self) -> dict[str, Any]:
+        """Variables for the template. Effort has two names there: its own, and thinking or not."""
+        variables: dict[str, Any] = {}
+        if self.reasoning_effort is not None:
+            variables["reasoning_effort"] = self.reasoning_effort
+            variables["enable_thinking"] = self.reasoning_effort != "none"
+        return {**variables, **(self.chat_template_kwargs or {})}
+
+    def _reasoning_budget(self) -> int | None:
+        """Most tokens of reasoning, by llama-server's name or vLLM's; -1 is no limit."""
+        budget = self.reasoning_budget
+        if budget is None:
+            budget = self.thinking_token_budget
+        return None if budget == -1 else budget

@@ -1,9 +1,9 @@
 """Families that write a JSON list of calls behind a marker.
 
-<|tool_call|>[{"name": "get_weather", "arguments": {"city": "Oslo"}}]<|/tool_call|>  Phi 4
-    <|tool_call|>[{"name": "get_weather", "arguments": {}}]<|/tool_call|>     Phi 4
-    <|tool_call|>[{"name": "get_weather", "arguments": {}}]                   Granite 3
-    functools[{"name": "get_weather", "arguments": {}}]                       FireFunction
+<|tool_call|>[{"name": "get_weather", "arguments": {}}]<|/tool_call|>     Phi 4
+<|tool_call|>[{"name": "get_weather", "arguments": {}}]                   Granite 3
+functools[{"name": "get_weather", "arguments": {}}]                       FireFunction
+"""
 
 from __future__ import annotations
 
