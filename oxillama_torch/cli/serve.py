@@ -61,6 +61,27 @@ def serve(
     blobs: Annotated[
         Path | None, typer.Option(help="Folder of files' contents (beside the SQLite file).")
     ] = None,
+    load: Annotated[
+        list[str] | None, typer.Option(help="Serve a further model, NAME=PATH; may be repeated.")
+    ] = None,
+    model_root: Annotated[
+        Path | None, typer.Option(help="Let /admin/models load models from this folder.")
+    ] = None,
+    max_models: Annotated[int | None, typer.Option(help="Most models loaded at once (4).")] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="Accept the keys of this file, read again on change.")
+    ] = None,
+    jwt_key: Annotated[
+        Path | None, typer.Option(help="Accept JSON web tokens: file with secret or public key.")
+    ] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(help="Limit per key.")] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(help="Limit per key.")] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="Let pages of this origin in; may be repeated.")
+    ] = None,
+    access_log: Annotated[
+        str | None, typer.Option(help="File for a JSON line per request; - for stderr.")
+    ] = None,
 ) -> None:
     """Serve an OpenAI-compatible API."""
     engine = engine_config(
@@ -85,6 +106,15 @@ def serve(
         "admin_token": admin_token,
         "store": store,
         "blobs": blobs,
+        "models": tuple(load) if load else None,
+        "model_root": model_root,
+        "max_models": max_models,
+        "api_key_file": api_key_file,
+        "jwt_key": jwt_key,
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "cors_origins": tuple(cors_origin) if cors_origin else None,
+        "access_log": access_log,
     }
     given = {name: value for name, value in given.items() if value is not None}
     server = replace(from_environment(ServerConfig()), **given)
