@@ -26,7 +26,7 @@ from oxillama_torch.lora.base import BaseWeights
 from oxillama_torch.lora.targets import Targets
 from oxillama_torch.lora.terms import LoraTerm, Term
 
-__all__ = ["adapter_batch", "dora_factor", "factor_table", "table_bytes"]
+__all__ = ["adapter_batch", "dora_factor", "factor_table", "lengths", "table_bytes"]
 
 _TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
@@ -60,12 +60,18 @@ def dora_factor(stem: str, term: LoraTerm, targets: BaseWeights) -> Tensor:
     Of the embedding by column, [D].
     """
     assert term.magnitude is not None, f"{stem} has no magnitude"
-    changed = ((w + term.delta(rows).to(w.device)) for rows, w in targets.chunks(stem))
+    return term.magnitude / lengths(stem, targets, term)
+
+
+def lengths(stem: str, targets: BaseWeights, term: LoraTerm | None = None) -> Tensor:
+    """``|W|``, or ``|W + scaling B A|``: what DoRA's magnitudes are measured in, on the CPU."""
+    changed = (
+        w if term is None else w + term.delta(rows).to(w.device) for rows, w in targets.chunks(stem)
+    )
     if targets.kind(stem) == "embedding":
-        norms = sum(rows.square().sum(0, dtype=torch.float64) for rows in changed).sqrt().float()
-    else:
-        norms = torch.cat([rows.norm(dim=1) for rows in changed])
-    return term.magnitude / norms.cpu()
+        squares = sum(rows.square().sum(0, dtype=torch.float64) for rows in changed)
+        return squares.sqrt().float().cpu()
+    return torch.cat([rows.norm(dim=1) for rows in changed]).cpu()
 
 
 def adapter_batch(

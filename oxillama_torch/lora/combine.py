@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from oxillama_torch.errors import RequestError, UnsupportedError
 from oxillama_torch.lora.adapter import Adapter
+from oxillama_torch.lora.attach import lengths
 from oxillama_torch.lora.base import BaseWeights
-from oxillama_torch.lora.terms import LoraTerm
+from oxillama_torch.lora.terms import LoraTerm, Replacement
 
 __all__ = ["COMBINATIONS", "combine"]
 
@@ -36,8 +38,12 @@ def combine(
     density: float | None = None,
     majority_sign_method: str = "total",
     svd_rank: int | None = None,
+    svd_clamp: float | None = None,
 ) -> Adapter:
     """A new adapter out of several; arguments mean what they mean in peft.
+
+    DoRA follows peft too: when the first adapter has magnitudes, the new one has them, and they are
+    the lengths of the model's own rows; the magnitudes of the adapters are left out.
 
     Args:
         name: of the new adapter.
@@ -46,28 +52,36 @@ def combine(
         density: share of values to keep, in (0, 1]; for all but linear, cat and svd.
         majority_sign_method: ``total`` or ``frequency``, for ties.
         svd_rank: rank of the result for svd and its kin; None: the largest there is.
+        svd_clamp: quantile of the factors' values, in (0, 1], to which svd and its kin clamp them.
 
     Raises:
         RequestError: arguments that do not fit together.
-        UnsupportedError: an unknown combination, or DoRA.
+        UnsupportedError: an unknown combination, or changes of experts or tensors saved whole.
     """
-    _check(adapters, weights, combination_type, density, majority_sign_method)
+    _check(adapters, weights, combination_type, density, majority_sign_method, svd_clamp)
     kind = "linear" if len(adapters) == 1 else combination_type
     method = _method(kind.removesuffix("_svd"), density, majority_sign_method)
     rank = svd_rank or max(adapter.ranks[-1] for adapter in adapters)
-    terms = {}
+    terms: dict[str, LoraTerm] = {}
     # peft goes layer by layer too: with one seed, random pruning draws the same numbers.
     for stem in targets.shapes:
         own = [(a.terms[stem], weight) for a, weight in zip(adapters, weights) if stem in a.terms]
         if not own:
             continue
+        # peft holds the change of the embedding transposed
+        flipped = targets.kind(stem) == "embedding"
+        sides = [(_flip(term), weight) for term, weight in own] if flipped else own
         if kind == "cat":
-            terms[stem] = _concatenated(own)
+            made = _concatenated(sides)
         elif kind in _OF_CHANGES:
-            terms[stem] = _decomposed(own, method, rank)
+            change = method([term.delta() for term, _ in own], torch.tensor([w for _, w in own]))
+            made = _decomposed(change.T if flipped else change, rank, svd_clamp)
         else:
             _check_ranks(stem, own, kind)
-            terms[stem] = _summed(own, method)
+            made = _summed(sides, method)
+        terms[stem] = _flip(made) if flipped else made
+        if adapters[0].uses_dora:
+            terms[stem] = replace(terms[stem], magnitude=lengths(stem, targets))
     return Adapter.build(name, terms, targets)
 
 
@@ -77,6 +91,7 @@ def _check(
     combination_type: str,
     density: float | None,
     majority_sign_method: str,
+    svd_clamp: float | None,
 ) -> None:
     if not adapters or len(adapters) != len(weights):
         raise RequestError(f"{len(adapters)} adapters and {len(weights)} weights", param="weights")
@@ -89,9 +104,16 @@ def _check(
     prunes = combination_type not in ("linear", "cat", "svd")
     if prunes and (density is None or not 0 < density <= 1):
         raise RequestError(f"{combination_type} wants a density in (0, 1]", param="density")
-    dora = [adapter.name for adapter in adapters if adapter.uses_dora]
-    if dora:
-        raise UnsupportedError(f"combining adapter {dora[0]!r}, which has magnitudes (DoRA)")
+    if svd_clamp is not None and not 0 < svd_clamp <= 1:
+        raise RequestError("svd_clamp is a quantile in (0, 1]", param="svd_clamp")
+    for adapter in adapters:
+        for stem, term in adapter.terms.items():
+            if isinstance(term, Replacement) or term.lora_A.ndim == 3:
+                what = "has whole" if isinstance(term, Replacement) else "changes by expert"
+                raise UnsupportedError(
+                    f"combining adapter {adapter.name!r}, which {what} {stem}",
+                    ("low-rank changes of single matrices",),
+                )
 
 
 def _method(
@@ -124,6 +146,11 @@ def _concatenated(own: Weighted) -> LoraTerm:
     )
 
 
+def _flip(term: LoraTerm) -> LoraTerm:
+    """The change of the transposed matrix."""
+    return LoraTerm(term.lora_B.T.contiguous(), term.lora_A.T.contiguous(), term.scaling)
+
+
 def _summed(own: Weighted, method: Callable[[list[Tensor], Tensor], Tensor]) -> LoraTerm:
     """Factors combined one by one; half of each weight, as a square root, goes to either."""
     full = [weight * term.scaling for term, weight in own]
@@ -136,10 +163,11 @@ def _summed(own: Weighted, method: Callable[[list[Tensor], Tensor], Tensor]) -> 
     )
 
 
-def _decomposed(
-    own: Weighted, method: Callable[[list[Tensor], Tensor], Tensor], rank: int
-) -> LoraTerm:
-    """The combined change, and of it the best approximation of a rank."""
-    change = method([term.delta() for term, _ in own], torch.tensor([w for _, w in own]))
+def _decomposed(change: Tensor, rank: int, clamp: float | None) -> LoraTerm:
+    """The best approximation of a rank; factors clamped to a quantile of their values."""
     u, s, vh = torch.linalg.svd(change, full_matrices=False)
-    return LoraTerm(vh[:rank].contiguous(), u[:, :rank] * s[:rank], 1.0)
+    b, a = u[:, :rank] * s[:rank], vh[:rank].contiguous()
+    if clamp is not None:
+        most = torch.quantile(torch.cat([b.flatten(), a.flatten()]), clamp)
+        b, a = b.clamp(-most, most), a.clamp(-most, most)
+    return LoraTerm(a, b, 1.0)

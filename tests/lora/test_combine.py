@@ -9,16 +9,19 @@ import copy
 
 import pytest
 import torch
-from tiny_adapters import add_adapter, save_adapter
+from adapter_runner import AdapterRunner, assert_close, open_tiny
+from tiny_adapters import add_adapter, peft_logits, save_adapter
 from tiny_models import write_tiny
 
 from oxillama_torch.errors import RequestError, UnsupportedError
 from oxillama_torch.gguf.reader import read_gguf
 from oxillama_torch.lora.adapter import read_adapter
+from oxillama_torch.lora.attach import factor_table
 from oxillama_torch.lora.combine import combine
 from oxillama_torch.lora.targets import Targets
 from oxillama_torch.models.loader import load_model
 
+IDS = torch.randint(0, 389, (40,), generator=torch.Generator().manual_seed(1)).tolist()
 WEIGHTS = [0.7, -0.4]
 CASES = [
     ("linear", {}),
@@ -31,6 +34,9 @@ CASES = [
     ("dare_linear", {"density": 0.6}),
     ("dare_linear_svd", {"density": 0.6}),
     ("dare_ties", {"density": 0.6}),
+    ("dare_ties_svd", {"density": 0.6}),
+    ("dare_ties", {"density": 0.6, "majority_sign_method": "frequency"}),
+    ("svd", {"svd_clamp": 0.9}),
     ("magnitude_prune", {"density": 0.4}),
     ("magnitude_prune_svd", {"density": 0.4}),
 ]
@@ -46,7 +52,7 @@ def qwen(tmp_path_factory):
     oracle = write_tiny("qwen3", folder / "tiny.gguf")
     with read_gguf(folder / "tiny.gguf") as file:
         targets = Targets(load_model(file))
-    modules = {"targets": ["q_proj", "v_proj"]}
+    modules = {"targets": ["q_proj", "v_proj", "embed_tokens", "lm_head"]}
     wrapped = save_adapter(oracle, folder / "default", seed=1, **modules)
     # peft takes the options of the first one over: with rsLoRA there, it would scale twice
     options = {"use_rslora": True, "target_modules": modules["targets"]}
@@ -55,11 +61,8 @@ def qwen(tmp_path_factory):
     return wrapped, adapters, targets
 
 
-@pytest.mark.parametrize(
-    ("kind", "options"), CASES, ids=[f"{kind}-{len(options)}" for kind, options in CASES]
-)
-def test_combinations_equal_those_of_peft(kind, options, qwen):
-    wrapped, adapters, targets = qwen
+def by_peft(wrapped, kind, **options):
+    """peft's model with its own combination as adapter ``new``, drawn with seed 5."""
     wrapped = copy.deepcopy(wrapped)
     inject = wrapped.base_model.inject_adapter
 
@@ -72,18 +75,58 @@ def test_combinations_equal_those_of_peft(kind, options, qwen):
         ["default", "second"], WEIGHTS, "new", combination_type=kind, **options
     )
     torch.manual_seed(5)
+    return wrapped
+
+
+def modules_of(wrapped):
+    """Name in the file -> module of peft."""
+    names = {"q_proj": "attn_q", "v_proj": "attn_v", "lm_head": "output"}
+    for path, module in wrapped.named_modules():
+        *_, last = path.split(".")
+        if last == "embed_tokens":
+            yield "token_embd", module
+        elif hasattr(module, "lora_A"):
+            layer = path.split(".")[4] if "layers" in path else None
+            yield names[last] if layer is None else f"blk.{layer}.{names[last]}", module
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), CASES, ids=["-".join([kind, *options]) for kind, options in CASES]
+)
+def test_combinations_equal_those_of_peft(kind, options, qwen):
+    wrapped, adapters, targets = qwen
+    wrapped = by_peft(wrapped, kind, **options)
     made = combine("new", adapters, WEIGHTS, targets, combination_type=kind, **options)
-    assert made.name == "new" and made.path is None and len(made.terms) == 4
-    for name, module in wrapped.named_modules():
-        if not hasattr(module, "lora_A"):
-            continue
-        layer, letter = name.split(".")[4], name.split(".")[-1][0]
-        term = made.terms[f"blk.{layer}.attn_{letter}"]
+    modules = dict(modules_of(wrapped))
+    assert made.name == "new" and made.path is None and made.terms.keys() == modules.keys()
+    for stem, module in modules.items():
+        term = made.terms[stem]
         expected = module.get_delta_weight("new").detach()
         torch.testing.assert_close(term.delta(), expected, rtol=1e-4, atol=1e-5)
-        if not kind.endswith("svd"):
-            torch.testing.assert_close(term.lora_A, module.lora_A["new"].weight.detach())
-            torch.testing.assert_close(term.lora_B, module.lora_B["new"].weight.detach())
+        if kind.endswith("svd"):
+            continue
+        if stem == "token_embd":
+            factors = module.lora_embedding_B["new"].T, module.lora_embedding_A["new"].T
+        else:
+            factors = module.lora_A["new"].weight, module.lora_B["new"].weight
+        torch.testing.assert_close(term.lora_A, factors[0].detach())
+        torch.testing.assert_close(term.lora_B, factors[1].detach())
+
+
+@pytest.mark.parametrize("kind", ["linear", "cat", "svd"])
+def test_combinations_of_dora_follow_peft(kind, tmp_path):
+    oracle, decoder, targets = open_tiny("llama", tmp_path)
+    options = {"use_dora": True, "targets": ["q_proj", "up_proj", "embed_tokens"]}
+    wrapped = save_adapter(oracle, tmp_path / "default", seed=1, **options)
+    options["target_modules"] = options.pop("targets")
+    add_adapter(wrapped, "second", tmp_path, seed=2, **options)
+    wrapped = by_peft(wrapped, kind)
+    wrapped.base_model.set_adapter("new")
+    adapters = [read_adapter(name, tmp_path / name, targets) for name in ("default", "second")]
+    made = combine("new", adapters, WEIGHTS, targets, combination_type=kind)
+    runner = AdapterRunner(decoder, targets, {"r": [(factor_table(made, targets), 1.0)]})
+    assert made.uses_dora
+    assert_close(runner.run("r", IDS), peft_logits(wrapped, IDS))
 
 
 def test_one_adapter_is_scaled(qwen):
@@ -105,8 +148,10 @@ def test_what_cannot_be_combined_is_named(qwen, tmp_path):
     refused(RequestError, "not finite", weights=(1.0, float("nan")))
     refused(RequestError, "ties wants a density", combination_type="ties")
     other = combine("cat", [first, second], [1.0, 1.0], targets, combination_type="cat")
-    refused(RequestError, "equal ranks, those of blk.0.attn_q are 4, 8",
+    refused(RequestError, "equal ranks, those of token_embd are 4, 8",
             parts=(first, other), combination_type="linear")  # fmt: skip
-    save_adapter(write_tiny("qwen3", tmp_path / "x.gguf"), tmp_path / "dora", use_dora=True)
-    dora = read_adapter("d", tmp_path / "dora", targets)
-    refused(UnsupportedError, "'d', which has magnitudes", parts=(first, dora))
+    refused(RequestError, "svd_clamp is a quantile", svd_clamp=1.5)
+    saved = {"targets": ["q_proj"], "modules_to_save": ["lm_head"]}
+    save_adapter(write_tiny("qwen3", tmp_path / "x.gguf"), tmp_path / "saved", **saved)
+    whole = read_adapter("w", tmp_path / "saved", targets)
+    refused(UnsupportedError, "'w', which has whole output", parts=(first, whole))

@@ -83,9 +83,11 @@ def save_adapter(
 def add_adapter(wrapped: peft.PeftModel, name: str, folder: Path, *, seed: int, **options) -> None:
     """Add a second random adapter to a peft model and save it to ``folder / name``."""
     options = {"r": 4, "lora_alpha": 6, "target_modules": ALL_LINEAR, **options}
-    wrapped.add_adapter(name, peft.LoraConfig(**options))
-    _draw(wrapped, name, seed)
-    wrapped.save_pretrained(folder, selected_adapters=[name])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped.add_adapter(name, peft.LoraConfig(**options))
+        _draw(wrapped, name, seed)
+        wrapped.save_pretrained(folder, selected_adapters=[name])
     wrapped.eval()
 
 
