@@ -14,52 +14,26 @@ Shapes: N rows, B blocks per row, G steps per row, P parts, L lanes; a field is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-__all__ = ["LANES", "LaneFormat"]
+from oxillama_torch.kernels.quant_matmul import lanes_grids, lanes_small
+from oxillama_torch.kernels.quant_matmul.lane_format import LaneFormat, floats, nibbles
 
-
-@dataclass(frozen=True, slots=True)
-class LaneFormat:
-    """How the rows of one GGML type fall into lanes.
-
-    Args:
-        lanes: L.
-        decode: (**what ``scale`` returns) -> the P parts, float32 [N, B, G / B, L] each.
-        parts: P.
-        scale: (**fields) -> what ``decode`` takes: the quants, and scales in float32.
-    """
-
-    lanes: int
-    parts: int
-    decode: Callable[..., tuple[Tensor, ...]]
-    scale: Callable[..., dict[str, Tensor]]
-
-
-def _floats(**fields: Tensor) -> dict[str, Tensor]:
-    return {name: x.float() if x.is_floating_point() else x for name, x in fields.items()}
+__all__ = ["LANES"]
 
 
 def _q8_0(qs: Tensor, d: Tensor) -> tuple[Tensor, ...]:
     return ((qs.float() * d).unsqueeze(-2),)
 
 
-def _nibbles(qs: Tensor) -> tuple[Tensor, Tensor]:
-    """[..., bytes] -> low and high nibbles, [..., steps, L] each."""
-    return qs & 15, qs >> 4
-
-
 def _q4_0(qs: Tensor, d: Tensor) -> tuple[Tensor, ...]:
-    return tuple(((q.float() - 8) * d).unsqueeze(-2) for q in _nibbles(qs))
+    return tuple(((q.float() - 8) * d).unsqueeze(-2) for q in nibbles(qs))
 
 
 def _q4_1(qs: Tensor, dm: Tensor) -> tuple[Tensor, ...]:
     d, m = dm.split(1, dim=-1)
-    return tuple((q.float() * d + m).unsqueeze(-2) for q in _nibbles(qs))
+    return tuple((q.float() * d + m).unsqueeze(-2) for q in nibbles(qs))
 
 
 def _scales_k(scales: Tensor, dm: Tensor, **quants: Tensor) -> dict[str, Tensor]:
@@ -72,13 +46,13 @@ def _scales_k(scales: Tensor, dm: Tensor, **quants: Tensor) -> dict[str, Tensor]
 def _q4_k(qs: Tensor, scale: Tensor, least: Tensor) -> tuple[Tensor, ...]:
     return tuple(
         q.float() * scale[..., part::2, None] - least[..., part::2, None]
-        for part, q in enumerate(_nibbles(qs.unflatten(-1, (4, 32))))
+        for part, q in enumerate(nibbles(qs.unflatten(-1, (4, 32))))
     )
 
 
 def _q5_k(qs: Tensor, qh: Tensor, scale: Tensor, least: Tensor) -> tuple[Tensor, ...]:
     parts = []
-    for part, q in enumerate(_nibbles(qs.unflatten(-1, (4, 32)))):
+    for part, q in enumerate(nibbles(qs.unflatten(-1, (4, 32)))):
         bit = torch.arange(part, 8, 2, dtype=torch.uint8)[:, None]
         high = (qh.unsqueeze(-2) >> bit & 1) << 4
         w = (q | high).float() * scale[..., part::2, None] - least[..., part::2, None]
@@ -93,7 +67,7 @@ def _scales_q6_k(scales: Tensor, d: Tensor, **quants: Tensor) -> dict[str, Tenso
 
 def _q6_k(ql: Tensor, qh: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
     # ql [N, B, half, byte group, 32], qh [N, B, half, 32]; scales of 16 weights each
-    (low, low_), (high, high_) = (q.unflatten(-1, (2, 2, 32)).unbind(-2) for q in _nibbles(ql))
+    (low, low_), (high, high_) = (q.unflatten(-1, (2, 2, 32)).unbind(-2) for q in nibbles(ql))
     qh = qh.unflatten(-1, (2, 32))
     quants = (
         low | (qh & 0x03) << 4,
@@ -110,10 +84,12 @@ def _q6_k(ql: Tensor, qh: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
 
 
 LANES = {
-    "Q4_0": LaneFormat(16, 2, _q4_0, _floats),
-    "Q4_1": LaneFormat(16, 2, _q4_1, _floats),
+    "Q4_0": LaneFormat(16, 2, _q4_0, floats),
+    "Q4_1": LaneFormat(16, 2, _q4_1, floats),
     "Q4_K": LaneFormat(32, 2, _q4_k, _scales_k),
     "Q5_K": LaneFormat(32, 2, _q5_k, _scales_k),
     "Q6_K": LaneFormat(32, 4, _q6_k, _scales_q6_k),
-    "Q8_0": LaneFormat(32, 1, _q8_0, _floats),
+    "Q8_0": LaneFormat(32, 1, _q8_0, floats),
+    **lanes_small.LANES,
+    **lanes_grids.LANES,
 }
