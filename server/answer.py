@@ -67,7 +67,11 @@ def stream_frames(frames: Frames) -> Response:
     """A response that streams ``frames``."""
     guard = contextlib.ExitStack()
     guard.callback(frames.close)
-    watch(guard, frames.abort, frames.client_gone)
+    try:
+        watch(guard, frames.abort, frames.client_gone)
+    except BaseException:
+        guard.close()
+        raise
     response = Response(_stream(frames), mimetype="text/event-stream", headers=sse.HEADERS)
     # Not in the generator: one that was never started runs no clean-up.
     response.call_on_close(guard.close)

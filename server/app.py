@@ -56,7 +56,7 @@ def create_app(config: ServerConfig | None = None, engine: LLM | Service | None 
     app.extensions["services"] = services
     store = app.extensions["store"] = Store(service.config)
     app.extensions["disconnect_watcher"] = DisconnectWatcher()
-    app.extensions["lifecycle"] = Lifecycle()
+    app.extensions["lifecycle"] = Lifecycle(service.config.max_streams)
     app.extensions["output_thread"] = OutputThread(
         service.config.ping_interval_s, service.config.send_timeout_s
     )

@@ -6,15 +6,20 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
-from oxillama_torch.errors import EngineError
+from oxillama_torch.errors import EngineError, RequestError
 
 __all__ = ["Lifecycle"]
 
 
 class Lifecycle:
-    """Requests in progress; thread-safe."""
+    """Requests in progress; thread-safe.
 
-    def __init__(self) -> None:
+    Args:
+        most: requests at once; None: no limit. The threads beyond answer ``/health`` and its like.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        self._most = most
         self._aborts: dict[object, Callable[[Exception], None]] = {}
         self._changed = threading.Condition()
         self.draining = False
@@ -23,9 +28,20 @@ class Lifecycle:
 
     @contextlib.contextmanager
     def running(self, abort: Callable[[Exception], None]) -> Iterator[None]:
-        """Count a request for the duration of a block; ``abort(error)`` must end it soon."""
+        """Count a request for the duration of a block; ``abort(error)`` must end it soon.
+
+        Raises:
+            RequestError: 503, as many as there may be are in progress.
+        """
         key = object()
         with self._changed:
+            if self._most is not None and len(self._aborts) >= self._most:
+                raise RequestError(
+                    f"{self._most} requests are in progress; there is no room for another",
+                    status=503,
+                    code="overloaded",
+                    type="server_error",
+                )
             self._aborts[key] = abort
             self.started += 1
         try:
