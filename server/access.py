@@ -6,11 +6,13 @@ import hmac
 import ipaddress
 import re
 from hashlib import sha256
+from typing import Any
 
 from flask import Request, Response, g
 
 from oxillama_torch.config import ServerConfig
 from oxillama_torch.errors import RequestError
+from oxillama_torch.server.internal import CALLER
 from oxillama_torch.server.keys import KeyRing, fingerprint_of
 from oxillama_torch.server.limits import Limiter, Limits
 from oxillama_torch.server.web_tokens import Claims, TokenVerifier, needed_scope
@@ -56,6 +58,9 @@ class Access:
         path = request.path
         if path in PUBLIC_PATHS:
             return
+        if (caller := request.environ.get(CALLER)) is not None:
+            self._admit_internal(caller)
+            return
         token = _credential(request)
         if path.startswith("/admin/"):
             g.holder = self._administrator(request, token)
@@ -71,6 +76,17 @@ class Access:
             g.allowance = self._limiter.allowance(g.holder, limits)
             g.allowance.admit()
 
+    def _admit_internal(self, caller: dict[str, Any]) -> None:
+        """What the server does in a caller's name has his limits, and ends with his key."""
+        g.holder, limits = caller["holder"], None
+        if caller["by_key"]:
+            key = self._keys.with_id(g.holder)
+            if key is None:
+                raise _unknown_key()
+            limits = key.limits
+        g.allowance = self._limiter.allowance(g.holder, limits)
+        g.allowance.admit()
+
     def _holder(self, request: Request, token: str, peer: str) -> tuple[str, Limits | None]:
         if (claims := self._claims(token)) is not None:
             _check_scope(claims, request)
@@ -79,6 +95,7 @@ class Access:
             key = self._keys.find(token)
             if key is None:
                 raise _unknown_key()
+            g.by_key = True
             return key.id, key.limits
         if self._verifier is not None:
             raise _unknown_key()

@@ -29,7 +29,7 @@ class Outcome:
 
 def this_caller() -> dict[str, Any]:
     """Who makes the current request, for work that is done in his name later."""
-    return {"holder": g.get("holder")}
+    return {"holder": g.holder, "by_key": g.get("by_key", False)}
 
 
 def call(app: Flask, path: str, body: bytes, caller: dict[str, Any]) -> Outcome:

@@ -95,6 +95,11 @@ class KeyRing:
                 found = key
         return found
 
+    def with_id(self, key_id: str) -> Key | None:
+        """The key that is called so, if it is still accepted."""
+        self._refresh()
+        return next((key for key in (*self._fixed, *self._read) if key.id == key_id), None)
+
     def _refresh(self) -> None:
         """Read the file again when it has changed; while it is unsound the old keys stay."""
         if self._path is None or self._clock() < self._next_check:

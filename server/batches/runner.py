@@ -224,7 +224,9 @@ class BatchRunner:
             if not _is_passing(outcome) or attempts >= _ATTEMPTS:
                 self._keep(batch, line, custom_id, outcome)
                 return
-            self._closing.wait(min(outcome.retry_after_s * 2**attempts, _MAX_PAUSE_S))
+            until = time.monotonic() + min(outcome.retry_after_s * 2**attempts, _MAX_PAUSE_S)
+            while time.monotonic() < until and not (batch.over or self._closing.wait(_PAUSE_S)):
+                pass
 
     def _counts(self, outcome: Outcome) -> bool:
         """Whether an attempt has met an engine at work; waiting for one to come back is free."""

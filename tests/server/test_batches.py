@@ -7,6 +7,7 @@ import time
 
 import httpx2
 import pytest
+from flask.testing import FlaskClient
 from openai import BadRequestError, NotFoundError, OpenAI
 from openai.types import Batch
 
@@ -315,3 +316,28 @@ def test_goes_on_after_a_restart(make_app, llm, monkeypatch, tmp_path):
         x["custom_id"] for x in lines
     ]
     assert len(list(api.app.extensions["store"].blobs.ids())) == 1
+
+
+def test_lines_have_the_limits_of_their_caller_and_end_with_his_key(make_app, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("mine requests=30\nother\n")
+    app = make_app(api_key_file=keys)
+    headers = {"Authorization": "Bearer mine"}
+    app.test_client_class = type(
+        "Mine",
+        (app.test_client_class or FlaskClient,),
+        {"open": lambda self, *a, **k: FlaskClient.open(self, *a, **{"headers": headers, **k})},
+    )
+    api = Client(app)
+    batch = api.create([api.line(f"r{i}", prompt="x") for i in range(60)])  # its third request
+    other = {"Authorization": "Bearer other"}
+
+    def counts():
+        answer = api.http.get(f"/v1/batches/{batch['id']}", headers=other)
+        return answer.get_json()["request_counts"]
+
+    wait_for(lambda: counts()["completed"] >= 27, "no line is run")
+    time.sleep(0.3)
+    assert counts()["completed"] <= 29 and counts()["failed"] == 0
+    keys.write_text("other\n")
+    wait_for(lambda: counts()["failed"] > 0, "the lines of a key that is gone are run")
