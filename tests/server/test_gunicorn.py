@@ -3,6 +3,7 @@
 Oracle: the SDK's own parsing, and ``LLM.chat`` for the text.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -127,6 +128,46 @@ def test_truncated_body_is_400(server):
         sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{}")
         sock.shutdown(socket.SHUT_WR)
         assert sock.recv(100).startswith(b"HTTP/1.1 400")
+
+
+def _raw(server, head, chunks):
+    """The status line and body of the answer to a request written by hand."""
+    host, port = server.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as sock:
+        sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + head)
+        with contextlib.suppress(ConnectionError):
+            for chunk in chunks:
+                sock.sendall(chunk)
+        data = b""
+        with contextlib.suppress(ConnectionError):
+            while received := sock.recv(65536):
+                data += received
+    head, _, body = data.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)["error"]
+
+
+def test_chunked_body_beyond_the_limit_is_413_and_not_cut(server):
+    # Cut at the limit it would be valid JSON: blanks, and the document before them.
+    document = b'{"model": "x", "prompt": "y"}'
+    chunks = [b"%X\r\n%b\r\n" % (len(document), document)]
+    chunks += [b"10000\r\n" + b" " * 65536 + b"\r\n"] * 80 + [b"0\r\n\r\n"]
+    status, error = _raw(server, b"Transfer-Encoding: chunked\r\n\r\n", chunks)
+    assert (status, error["code"]) == (413, "request_too_large")
+
+
+@pytest.mark.parametrize("chunk", [b"0x5\r\nabcde\r\n0\r\n\r\n", b"5;a\nb\r\nabcde\r\n0\r\n\r\n"])
+def test_malformed_chunks_are_400(server, chunk):
+    assert _raw(server, b"Transfer-Encoding: chunked\r\n\r\n", [chunk])[0] == 400
+
+
+@pytest.mark.parametrize(
+    "head",
+    [b"Content-Type: text/plain", b"Content-Type: application/json; charset=latin1",
+     b"Content-Type: application/json\r\nContent-Encoding: gzip"],
+)  # fmt: skip
+def test_bodies_of_another_kind_are_415(server, head):
+    status, error = _raw(server, head + b"\r\nContent-Length: 2\r\n\r\n", [b"{}"])
+    assert (status, error["code"]) == (415, "unsupported_media_type")
 
 
 def test_second_server_on_the_port_says_so(server):
