@@ -53,6 +53,8 @@ class Service:
     @classmethod
     def from_llm(cls, llm: LLM, config: ServerConfig) -> Service:
         """Serve what ``llm`` has loaded, through the same batching thread."""
+        if llm.chat_template is not None:
+            llm.chat_template.max_tokens = llm.engine.max_context
         return cls(
             model_id=config.model_alias or llm.name,
             engine=llm.engine,
@@ -62,6 +64,15 @@ class Service:
             fingerprint=llm.fingerprint,
             owner=llm,
         )
+
+    def encode(self, text: str, param: str, *, add_special: bool = True) -> list[int]:
+        """Token ids of a prompt; one that is far too long is refused before it is encoded.
+
+        Raises:
+            RequestError: names ``param``.
+        """
+        self.tokenizer.check_fits(text, self.engine.max_context, param)
+        return self.tokenizer.encode(text, add_special=add_special)
 
     def require_model(self, name: str) -> tuple[tuple[str, float], ...]:
         """The adapters that a model's name stands for: none for the model itself.

@@ -52,6 +52,8 @@ class ChatTemplate:
     ) -> None:
         self._sources = {"default": source} if isinstance(source, str) else dict(source)
         self._tokenizer = tokenizer
+        #: Prompts that cannot have so few tokens are refused before they are encoded.
+        self.max_tokens: int | None = None
         self._pool = TemplatePool(self._sources, limits or TemplateLimits())
         spellings = {tokenizer.spelling(i) for i in tokenizer.special_ids}
         words = {s for s in spellings if all(c.isalnum() or c.isspace() for c in s)}
@@ -139,6 +141,8 @@ class ChatTemplate:
         """
         text, marks = self._render(messages, tools, add_generation_prompt, kwargs)
         tokenizer = self._tokenizer
+        if self.max_tokens is not None:
+            tokenizer.check_fits(text, self.max_tokens, "messages")
         ids = tokenizer.encode(text, add_special=False, parse_special=True, stand_ins=marks)
         if tokenizer.add_bos and ids[:1] != [tokenizer.bos_id]:
             ids.insert(0, tokenizer.bos_id)

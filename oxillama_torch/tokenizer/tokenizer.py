@@ -136,6 +136,21 @@ class Tokenizer:
         """A lower bound of ``len(encode(text))``, to refuse a hopeless text before encoding it."""
         return len(text) // self._longest
 
+    def check_fits(self, text: str, max_tokens: int, param: str) -> None:
+        """Refuse a text that cannot have ``max_tokens`` or fewer, without encoding it.
+
+        Raises:
+            RequestError: names ``param``.
+        """
+        fewest = self.fewest_tokens(text)
+        if fewest > max_tokens:
+            raise RequestError(
+                f"This model's maximum context length is {max_tokens} tokens. "
+                f"However, your prompt has {fewest} or more.",
+                code="context_length_exceeded",
+                param=param,
+            )
+
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """Turn token ids into text; bytes that are not UTF-8 become U+FFFD.
 

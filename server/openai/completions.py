@@ -32,7 +32,7 @@ def blueprint(services: Services) -> Blueprint:
         service, adapters = services.find(body.model)
         adapters += body.adapters()
         body.include_usage()
-        prompts = body.prompts(service.tokenizer)
+        prompts = body.prompts(service)
         params = body.sampling_params(service.tokenizer.vocab_size)
         generation = Generation(service, prompts, params, deadline_of(service), adapters)
         form = CompletionForm(service, body, prompts, params.n)

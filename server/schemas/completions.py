@@ -9,7 +9,7 @@ from pydantic import Field
 from oxillama_torch.errors import RequestError
 from oxillama_torch.sampling.params import SamplingParams
 from oxillama_torch.server.schemas.common import GenerationBody
-from oxillama_torch.tokenizer.tokenizer import Tokenizer
+from oxillama_torch.server.service import Service
 
 __all__ = ["CompletionBody"]
 
@@ -30,15 +30,15 @@ class CompletionBody(GenerationBody):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = 16
 
-    def prompts(self, tokenizer: Tokenizer) -> list[list[int]]:
+    def prompts(self, service: Service) -> list[list[int]]:
         """Token ids of each prompt. Token arrays are used verbatim, without a BOS token."""
         prompt = self.prompt
         if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
             prompt = [prompt]
         prompts = []
         for index, item in enumerate(prompt):
-            ids = tokenizer.encode(item) if isinstance(item, str) else item
-            self._check_ids(ids, index, tokenizer.vocab_size)
+            ids = service.encode(item, f"prompt[{index}]") if isinstance(item, str) else item
+            self._check_ids(ids, index, service.tokenizer.vocab_size)
             prompts.append(ids)
         if not prompts:
             raise RequestError("'prompt' must not be empty.", param="prompt")

@@ -107,3 +107,18 @@ def test_greedy_ignores_the_seed_and_sampling_obeys_it(client, model_id):
 
     assert text(seed=1) == text(seed=2)
     assert text(seed=1, temperature=2) == text(seed=1, temperature=2)
+
+
+def test_hopeless_prompts_are_refused_before_they_are_encoded(client, model_id, llm, monkeypatch):
+    def encode(*args, **kwargs):
+        raise AssertionError("encoded all the same")
+
+    long = "word " * 100_000
+    monkeypatch.setattr(type(llm.tokenizer), "encode", encode)
+    for path, body in (
+        ("/v1/completions", {"prompt": long}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": long}]}),
+    ):
+        response = client.post(path, json={"model": model_id, **body})
+        assert response.status_code == 400
+        assert response.get_json()["error"]["code"] == "context_length_exceeded"
