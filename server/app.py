@@ -17,9 +17,19 @@ from oxillama_torch.server.batches.runner import BatchRunner
 from oxillama_torch.server.lifecycle import Lifecycle
 from oxillama_torch.server.metrics import Metrics
 from oxillama_torch.server.native import routes as native
-from oxillama_torch.server.openai import batches, chat, completions, embeddings, files, models
+from oxillama_torch.server.openai import (
+    batches,
+    chat,
+    completions,
+    embeddings,
+    files,
+    models,
+    responses,
+)
 from oxillama_torch.server.output_thread import OutputThread
 from oxillama_torch.server.pool import Services
+from oxillama_torch.server.responses.recovery import Recovery
+from oxillama_torch.server.responses.runner import ResponseRunner
 from oxillama_torch.server.service import Service
 from oxillama_torch.server.store.files import sweep_blobs
 from oxillama_torch.server.store.store import Store
@@ -64,7 +74,7 @@ def create_app(config: ServerConfig | None = None, engine: LLM | Service | None 
     http.install(app, service.config, metrics)
     app.teardown_request(services.end_of_request)
     errors.install(app)
-    for module in (batches, chat, completions, embeddings, files, models, native):
+    for module in (batches, chat, completions, embeddings, files, models, native, responses):
         app.register_blueprint(module.blueprint(services))
     for module in (admin_models, loras, kernels, state):
         app.register_blueprint(module.blueprint(services))
@@ -74,6 +84,10 @@ def create_app(config: ServerConfig | None = None, engine: LLM | Service | None 
     runner = app.extensions["batches"] = BatchRunner(app, store, service.config.batch_lines)
     store.on_start(lambda: sweep_blobs(store))
     store.on_start(runner.resume)
+    app.extensions["responses"] = ResponseRunner()
+    recovery = Recovery(services, store, app.extensions["responses"])
+    app.extensions["recovery"] = recovery
+    store.on_start(recovery.start)
     store.start()
     return app
 
@@ -81,6 +95,8 @@ def create_app(config: ServerConfig | None = None, engine: LLM | Service | None 
 def close_app(app: Flask) -> None:
     """Stop the application's own threads and models; the engine given at start is its owner's."""
     app.extensions["batches"].close()
+    app.extensions["recovery"].close()
+    app.extensions["responses"].close()
     app.extensions["services"].close()
     app.extensions["disconnect_watcher"].close()
     app.extensions["output_thread"].close()

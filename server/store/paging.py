@@ -11,11 +11,16 @@ from sqlalchemy.orm import Session
 from oxillama_torch.errors import RequestError
 from oxillama_torch.server.store.tables import Row
 
-__all__ = ["fetch", "not_found", "page"]
+__all__ = ["fetch", "not_found", "page", "valid_id"]
 
 R = TypeVar("R", bound=Row)
 
 _VALID_ID = re.compile(r"[\w.:-]{1,256}", re.ASCII)
+
+
+def valid_id(row_id: str) -> bool:
+    """Whether a client's id can be anybody's: PostgreSQL refuses some texts altogether."""
+    return _VALID_ID.fullmatch(row_id) is not None
 
 
 def not_found(kind: str, row_id: str, param: str | None = None) -> RequestError:
@@ -35,7 +40,7 @@ def fetch(session: Session, table: type[R], row_id: str, kind: str, **filters: A
     Raises:
         RequestError: 404.
     """
-    if _VALID_ID.fullmatch(row_id):
+    if valid_id(row_id):
         row = session.scalar(_where(select(table), table, {"id": row_id, **filters}))
         if row is not None:
             return row
@@ -85,7 +90,7 @@ def _position(
     session: Session, table: type[Row], name: str, cursor: str, filters: dict[str, Any]
 ) -> int:
     query = select(table.seq).where(table.id == cursor)
-    seq = session.scalar(_where(query, table, filters)) if _VALID_ID.fullmatch(cursor) else None
+    seq = session.scalar(_where(query, table, filters)) if valid_id(cursor) else None
     if seq is None:
         raise RequestError(f"No object with id '{cursor[:256]}' in this list.", param=name)
     return seq

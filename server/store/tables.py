@@ -55,9 +55,12 @@ class ConversationRow(Row):
 
 
 class ItemRow(Row):
-    """An item of a conversation. Its id is unique within the conversation only."""
+    """An item of a conversation, or one that a response has put out: ``parent_id`` says which.
 
-    __tablename__ = "conversation_items"
+    Its id is unique within its parent only.
+    """
+
+    __tablename__ = "items"
 
     parent_id: Mapped[str] = mapped_column(primary_key=True)
 

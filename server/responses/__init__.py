@@ -1,0 +1,1 @@
+"""The Responses API: items, the turn that answers them, its events, and what is kept."""

@@ -1,0 +1,206 @@
+"""Responses in progress: one thread turns the outputs of all of them into events.
+
+What a response produced is stored before its last event is sent. The thread does not wait for
+that: the store tells it when the commit is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from typing import Any
+
+import orjson
+
+from oxillama_torch.errors import EngineError, OxiLlamaError
+from oxillama_torch.server.errors import code_of
+from oxillama_torch.server.output import Generation
+from oxillama_torch.server.responses.builder import Event, ResponseBuilder
+from oxillama_torch.server.responses.event_log import EventLog
+
+__all__ = ["ResponseJob", "ResponseRunner"]
+
+log = logging.getLogger(__name__)
+
+Save = Callable[["ResponseJob"], Future]
+
+
+class _Cancelled(Exception):  # noqa: N818 (an order, not an error)
+    """Somebody has cancelled the response."""
+
+
+class ResponseJob:
+    """One response in progress.
+
+    Args:
+        builder: makes its events.
+        generation: makes its outputs.
+        save: stores it when it has ended; None: it is not stored.
+        log: takes its events; None: nobody reads them.
+    """
+
+    def __init__(
+        self,
+        builder: ResponseBuilder,
+        generation: Generation,
+        save: Save | None,
+        log: EventLog | None,
+    ) -> None:
+        self.builder, self.generation = builder, generation
+        self.log, self._save = log, save
+        self._saved: Future | None = None
+        # Held while the response changes.
+        self.lock = threading.Lock()
+        self.done = threading.Event()
+        self.noted = False
+        self.error: Exception | None = None
+
+    @property
+    def id(self) -> str:
+        return self.builder.response["id"]
+
+    def cancel(self) -> None:
+        """End soon, as cancelled; idempotent, callable from any thread."""
+        self.generation.abort(_Cancelled())
+
+    def abort(self, error: Exception) -> None:
+        """End soon, as failed."""
+        self.generation.abort(error)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The response as it stands."""
+        with self.lock:
+            return orjson.loads(orjson.dumps(self.builder.response))
+
+    def step(self, note: Callable[[], None]) -> None:
+        """Take what has come (the runner's thread only); ``note`` has it called again."""
+        with self.lock:
+            if self._saved is None:
+                self._produce(note)
+            elif self._saved.done() and not self.done.is_set():
+                self._conclude(self._saved.exception())
+        if self.log is not None:
+            self.log.wake()
+
+    def open(self) -> None:
+        """Emit the first events."""
+        with self.lock:
+            self._emit(self.builder.open())
+
+    def _produce(self, note: Callable[[], None]) -> None:
+        try:
+            for output in self.generation.poll():
+                self._emit(self.builder.add(output))
+            if not self.generation.finished:
+                return
+            self._emit(self.builder.finish())
+        except _Cancelled:
+            self._emit(self.builder.cancel())
+        except Exception as error:
+            self._fail(error)
+        if self._save is None:
+            self._conclude(None)
+        else:
+            self._saved = self._save(self)
+            self._saved.add_done_callback(lambda _: note())
+
+    def _fail(self, error: Exception) -> None:
+        if not isinstance(error, OxiLlamaError):
+            log.exception("response %s failed", self.id)
+        self.error = error
+        self.generation.cancel()
+        self.generation.meter.errors.append(code_of(error))
+        self._emit(self.builder.fail(error))
+
+    def _conclude(self, error: BaseException | None) -> None:
+        """Send the last event. What could not be stored has failed, whatever was generated."""
+        if error is not None:
+            self.error = (
+                error if isinstance(error, OxiLlamaError) else EngineError("internal error")
+            )
+            self._emit(self.builder.fail(self.error))
+        self._emit([self.builder.last_event()])
+        if self.log is not None:
+            self.log.close()
+        self.generation.meter.close()
+        self.done.set()
+
+    def _emit(self, events: Iterable[Event]) -> None:
+        for event in events:
+            if self.log is not None:
+                self.log.append(orjson.dumps(event))
+
+    def drop(self) -> None:
+        """The server stops: end without a last word.
+
+        A background response is taken up at the next start.
+        """
+        self.error = EngineError("the server is shutting down")
+        self.generation.cancel()
+        if self.log is not None:
+            self.log.close()
+        self.done.set()
+
+
+class ResponseRunner:
+    """Runs jobs; its thread starts on first use."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, ResponseJob] = {}
+        self._noted: queue.SimpleQueue[ResponseJob | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def start(self, job: ResponseJob) -> None:
+        """Begin to take a job's outputs."""
+        job.open()
+        with self._lock:
+            if self._closed:
+                job.drop()
+                return
+            self._jobs[job.id] = job
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="responses", daemon=True)
+                self._thread.start()
+        job.generation.notify(lambda: self._note(job))
+
+    def find(self, response_id: str) -> ResponseJob | None:
+        """The job of a response in progress."""
+        with self._lock:
+            return self._jobs.get(response_id)
+
+    def _note(self, job: ResponseJob) -> None:
+        """Remember that a job has something to take (any thread)."""
+        if not job.noted:
+            job.noted = True
+            self._noted.put(job)
+
+    def _run(self) -> None:
+        while (job := self._noted.get()) is not None:
+            # Before reading: what comes now notes the job again.
+            job.noted = False
+            try:
+                job.step(lambda job=job: self._note(job))
+            except Exception:
+                log.exception("response %s cannot go on", job.id)
+                job.drop()
+            if job.done.is_set():
+                with self._lock:
+                    self._jobs.pop(job.id, None)
+
+    def close(self) -> None:
+        """Stop; responses in progress end."""
+        with self._lock:
+            self._closed = True
+            jobs, thread = list(self._jobs.values()), self._thread
+        if thread is not None:
+            self._noted.put(None)
+            thread.join()
+        for job in jobs:
+            with contextlib.suppress(Exception):
+                job.drop()
