@@ -54,7 +54,7 @@ class Candidates:
         self.last = False
         self._mass: torch.Tensor | None = None
         self._peak: torch.Tensor | None = logits.amax(-1, keepdim=True)
-        self.x, self._owned = logits, False
+        self.x, self._owned, self._relative = logits, False, relative
         if relative:
             self.x, self._owned = logits - self._peak, True
             self._peak = torch.zeros_like(self._peak)
@@ -104,13 +104,11 @@ class Candidates:
 
     def scale(self, temperature: torch.Tensor) -> None:
         """Divide logits by a temperature, float32 [D, 1]."""
-        if self._owned:
-            self.x.sub_(self.peak).div_(temperature)
-            self._peak = torch.zeros_like(self.peak)
+        if self._relative:
+            x = self.x.sub_(self.peak).div_(temperature)
         else:
-            self.x, self._owned = self.x / temperature, True
-            self._peak = self.peak / temperature
-        self._mass = None
+            x = self.x / temperature
+        self.replace(x)
 
     def replace(self, x: torch.Tensor) -> None:
         """Other logits for the same columns."""
@@ -157,7 +155,8 @@ class Candidates:
         index = torch.tensor(kept, device=self.x.device)
         part.rows = [self.rows[i] for i in kept]
         part.places = [self.places[i] for i in kept]
-        part.vocabulary, part.last, part._owned = self.vocabulary, self.last, True
+        part.vocabulary, part.last = self.vocabulary, self.last
+        part._relative, part._owned = self._relative, True
         part.x = self.x[index]
         for name in ("ids", "_mass", "_peak"):
             value = getattr(self, name)

@@ -35,7 +35,7 @@ from oxillama_torch.sampling.row import SamplingRow
 from oxillama_torch.sampling.temperature import temperature
 from oxillama_torch.sampling.xtc import xtc
 
-__all__ = ["Picked", "adjust", "choose", "draw", "pick"]
+__all__ = ["Picked", "adjust", "choose", "draw", "pick", "probabilities"]
 
 _LOGIT_STEPS = {"penalties": penalise, "dry": penalise_repeats}
 
@@ -99,6 +99,35 @@ def pick(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> Picked:
     if greedy == len(rows):
         return Picked(ids, ones, ones)
     picked = Picked(ids, ones, ones.clone())
+    for part in _candidates(logits, rows):
+        _draw_part(part, picked)
+    return picked
+
+
+def probabilities(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
+    """What rows draw from, after all steps.
+
+    Args:
+        logits: float32 [R, V] as ``adjust`` returns them.
+        rows: one per row.
+
+    Returns: float64 [R, V]; 1 at the likeliest token of a greedy row.
+    """
+    out = torch.zeros(logits.shape, dtype=torch.float64, device=logits.device)
+    for line, row in enumerate(rows):
+        if row.greedy:
+            out[line, logits[line].argmax()] = 1
+    for part in _candidates(logits, rows):
+        mass, ids = part.by_id()
+        share = mass.to(torch.float64) / mass.sum(-1, keepdim=True)
+        index = torch.tensor(part.places, device=logits.device)
+        dense = out.new_zeros(len(share), part.vocabulary)
+        out[index] = share if ids is None else dense.scatter_(1, ids, share)
+    return out
+
+
+def _candidates(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> Iterator[Candidates]:
+    """What is left after all steps, for the rows that draw; those with the same steps together."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for line, row in enumerate(rows):
         if not row.greedy:
@@ -107,9 +136,7 @@ def pick(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> Picked:
         x = logits if len(lines) == len(rows) else logits[torch.tensor(lines, device=logits.device)]
         relative = bool(steps) and not any(step in _LOGIT_STEPS for step in steps)
         candidates = Candidates(x, [rows[i] for i in lines], lines, relative=relative)
-        for part in _narrow(candidates, steps):
-            _draw_part(part, picked)
-    return picked
+        yield from _narrow(candidates, steps)
 
 
 def _narrow(c: Candidates, steps: Sequence[str]) -> Iterator[Candidates]:

@@ -90,8 +90,9 @@ class RepeatTracker:
         tokens, match = self._tokens, self._match
         tokens[n], match[n] = token_id, 0
         first = max(self._start(n), 1)
-        match[first:n] = np.where(tokens[first:n] == token_id, match[first - 1 : n - 1] + 1, 0)
-        match[0] = n > 0 and tokens[0] == token_id
+        if n > 0:
+            match[first:n] = np.where(tokens[first:n] == token_id, match[first - 1 : n - 1] + 1, 0)
+            match[0] = tokens[0] == token_id
         self._size += 1
         self._find_break(n)
 

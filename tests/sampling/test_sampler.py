@@ -7,9 +7,9 @@ import pytest
 import torch
 from sampling_oracle import log_softmax
 
+from oxillama_torch.sampling.history import TokenHistory
 from oxillama_torch.sampling.logprobs import token_logprobs
 from oxillama_torch.sampling.params import SamplingParams
-from oxillama_torch.sampling.history import TokenHistory
 from oxillama_torch.sampling.row import SamplingRow
 from oxillama_torch.sampling.sampler import sample
 
