@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -10,13 +11,16 @@ from llguidance import LLMatcher, LLParserLimits
 
 from oxillama_torch.errors import RequestError
 from oxillama_torch.sampling.constraint import Constraint
+from oxillama_torch.sampling.constraint_gbnf import GbnfError, gbnf_to_lark
+from oxillama_torch.sampling.constraint_lark import prepare_lark
+from oxillama_torch.sampling.constraint_schema import prepare_schema
 
 __all__ = ["LIMITS", "check_compiled", "to_grammar"]
 
 #: What llguidance may spend on one grammar and on one token, in its own units (see its docs).
 LIMITS = LLParserLimits(
     max_items_in_row=2000,
-    initial_lexer_fuel=1_000_000,
+    initial_lexer_fuel=500_000,
     step_lexer_fuel=200_000,
     step_max_items=50_000,
     max_lexer_states=20_000,
@@ -34,19 +38,21 @@ def to_grammar(constraint: Constraint) -> str:
     Raises:
         RequestError: names what is wrong; its ``param`` is that of the constraint or lies below it.
     """
-    source = constraint.source
+    source, param = constraint.source, constraint.param
     match constraint.kind:
+        case "gbnf":
+            try:
+                return gbnf_to_lark(source)
+            except GbnfError as error:
+                raise RequestError(f"the grammar is not sound: {error}", param=param) from None
         case "lark":
-            return source
+            return prepare_lark(source, param, lambda text: _parse(text, param))
         case "regex":
             return LLMatcher.grammar_from_regex(source)
         case "choice":
-            return _choice(_json(constraint), constraint.param)
-        case "json_object":
-            return LLMatcher.grammar_from_json_schema('{"type": "object"}')
-        case "json_schema":
-            return LLMatcher.grammar_from_json_schema(json.dumps(_json(constraint)))
-    raise AssertionError(f"constraint of kind {constraint.kind!r}")
+            return _choice(_whole(source, param), param)
+    schema = {"type": "object"} if constraint.kind == "json_object" else _whole(source, param)
+    return LLMatcher.grammar_from_json_schema(json.dumps(prepare_schema(schema, param)))
 
 
 def check_compiled(matcher: LLMatcher, constraint: Constraint) -> None:
@@ -64,16 +70,39 @@ def check_compiled(matcher: LLMatcher, constraint: Constraint) -> None:
         )
 
 
-def _json(constraint: Constraint) -> Any:
-    try:
-        return json.loads(constraint.source)
-    except (ValueError, RecursionError):
-        raise RequestError("not a valid JSON text", param=constraint.param) from None
-
-
 def _choice(texts: Any, param: str) -> str:
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise RequestError("a list of strings", param=param, code="invalid_type")
     if not 0 < len(texts) <= _MAX_CHOICES:
         raise RequestError(f"between 1 and {_MAX_CHOICES} choices", param=param)
     return "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+
+
+def _whole(text: str, param: str) -> Any:
+    value, end = _parse(text.strip(), param)
+    if text.strip()[end:]:
+        raise RequestError("not a valid JSON text", param=param)
+    return value
+
+
+def _parse(text: str, param: str) -> tuple[Any, int]:
+    """The JSON at the beginning of a text, and where it ends."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a name twice")
+        return found
+
+    def finite(number: str) -> float:
+        if not math.isfinite(value := float(number)):
+            raise ValueError("a number out of range")
+        return value
+
+    decoder = json.JSONDecoder(object_pairs_hook=unique, parse_float=finite, parse_constant=finite)
+    try:
+        return decoder.raw_decode(text)
+    except (ValueError, RecursionError):
+        raise RequestError(
+            "not a valid JSON text, or one that names a thing twice", param=param
+        ) from None
