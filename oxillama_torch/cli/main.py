@@ -16,6 +16,7 @@ from oxillama_torch.cli.bench import app as bench
 from oxillama_torch.cli.chat import chat
 from oxillama_torch.cli.info import info
 from oxillama_torch.cli.kernels import app as kernels
+from oxillama_torch.cli.lora import app as lora
 from oxillama_torch.cli.profile import profile
 from oxillama_torch.cli.run import run
 from oxillama_torch.cli.serve import serve
@@ -46,6 +47,7 @@ for _command in COMMANDS:
     app.command()(_command)
 app.add_typer(bench, name="bench", help="Time a model, or kernels one by one.")
 app.add_typer(kernels, name="kernels", help="List, choose and check kernels.")
+app.add_typer(lora, name="lora", help="Describe, merge and convert adapters.")
 
 
 @app.callback(invoke_without_command=True)

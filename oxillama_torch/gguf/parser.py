@@ -74,11 +74,16 @@ class RawTensor:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What stands before the tensor data of one file."""
+    """What stands before the tensor data of one file.
+
+    Args:
+        entries: key -> (first byte, byte behind the last) of its name, type and value.
+    """
 
     version: int
     metadata: dict[str, Any]
     tensors: dict[str, RawTensor]
+    entries: dict[str, tuple[int, int]]
 
 
 def parse_header(data: Any, path: str | None = None) -> Header:
@@ -158,13 +163,15 @@ class _Parser:
         num_tensors = self.count("tensors", 2 * width + 16, MAX_TENSORS)
         num_keys = self.count("keys", width + 5, MAX_KEYS)
         metadata: dict[str, Any] = {}
+        entries: dict[str, tuple[int, int]] = {}
         alignment = DEFAULT_ALIGNMENT
         for _ in range(num_keys):
-            self.about = None
+            self.about, entry = None, self.at
             key = self.name("metadata key", MAX_KEY_BYTES, metadata)
             start = self.at
             type = self.u32("a value type")
             metadata[key] = self.value(type, 0)
+            entries[key] = (entry, self.at)
             if key == "general.alignment":
                 alignment = self.check_alignment(type, metadata[key], start)
         raw: dict[str, RawTensor] = {}
@@ -172,7 +179,7 @@ class _Parser:
             self.about = None
             name = self.name("tensor name", MAX_NAME_BYTES, raw)
             raw[name] = self.tensor(name, alignment)
-        return Header(version, metadata, self.place(raw, alignment))
+        return Header(version, metadata, self.place(raw, alignment), entries)
 
     def preamble(self) -> int:
         start = self.take(4, "the magic number")

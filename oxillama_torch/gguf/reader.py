@@ -117,6 +117,12 @@ class GGUFFile:
             shard.mapping, dtype=torch.uint8, count=info.nbytes, offset=info.offset
         )
 
+    def entry(self, key: str) -> bytes:
+        """Name, type and value of a metadata key, as they lie in the file."""
+        shard = self._shards[0]
+        start, stop = shard.header.entries[key]
+        return bytes(shard.mapping[start:stop])
+
     def close(self) -> None:
         """Let go of the mapping; views that were handed out stay valid."""
         self._shards = []

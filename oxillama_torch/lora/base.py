@@ -11,6 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.gguf.metadata import Metadata
 from oxillama_torch.gguf.reader import GGUFFile
 from oxillama_torch.kernels import formats
@@ -83,11 +84,17 @@ class BaseWeights:
         return stem if stem in self.shapes else None
 
     def module(self, stem: str) -> str:
-        """The HuggingFace name: the inverse of ``stem``."""
+        """The HuggingFace name: the inverse of ``stem``.
+
+        Raises:
+            UnsupportedError: this build does not know it.
+        """
         for module, name in _TOP.items():
             if name == stem:
                 return module if module == "lm_head" else f"model.{module}"
         _, layer, name = stem.split(".")
+        if name not in _MODULES:
+            raise UnsupportedError(f"the HuggingFace name of {stem}", _MODULES)
         return f"model.layers.{layer}.{_MODULES[name]}"
 
     def file_rows(self, stem: str, values: Tensor) -> Tensor:

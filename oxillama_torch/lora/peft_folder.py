@@ -25,7 +25,7 @@ from oxillama_torch.lora.peft_experts import ExpertReader
 from oxillama_torch.lora.peft_tensors import read_modules
 from oxillama_torch.lora.terms import LoraTerm, Replacement, Term
 
-__all__ = ["read_peft_terms"]
+__all__ = ["read_config", "read_peft_terms"]
 
 # Options that are read here, that only matter when training, or that merely describe.
 # fmt: off
@@ -51,7 +51,7 @@ def read_peft_terms(name: str, folder: Path, targets: BaseWeights) -> dict[str, 
         RequestError: a file is missing or unsound, or a module is not in the model.
         UnsupportedError: a method, an option or a kind of tensor that is not built.
     """
-    config = _config(name, folder)
+    config = read_config(name, folder)
     terms: dict[str, Term] = {}
     experts = ExpertReader(name, targets, functools.partial(_scaling, config))
     for module, parts in read_modules(name, folder, config.modules_to_save or ()).items():
@@ -133,8 +133,13 @@ def _check_rows(name: str, module: str, parts: dict[str, Tensor], outputs: int) 
             )
 
 
-def _config(name: str, folder: Path) -> Any:
-    """The folder's ``LoraConfig``, with no option that this build would ignore."""
+def read_config(name: str, folder: Path) -> Any:
+    """The folder's ``peft.LoraConfig``, with no option that this build would ignore.
+
+    Raises:
+        RequestError: it is missing or unsound.
+        UnsupportedError: it asks for something that is not built.
+    """
     import peft
 
     path = folder / "adapter_config.json"

@@ -18,6 +18,7 @@ __all__ = [
     "EXPERTS",
     "WHOLE_MODEL",
     "add_adapter",
+    "load_by_peft",
     "peft_logits",
     "save_adapter",
 ]
@@ -89,6 +90,13 @@ def add_adapter(wrapped: peft.PeftModel, name: str, folder: Path, *, seed: int, 
         _draw(wrapped, name, seed)
         wrapped.save_pretrained(folder, selected_adapters=[name])
     wrapped.eval()
+
+
+def load_by_peft(model: torch.nn.Module, folder: Path) -> peft.PeftModel:
+    """peft's model with the adapter of a folder."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return peft.PeftModel.from_pretrained(copy.deepcopy(model), folder).eval()
 
 
 def peft_logits(wrapped: torch.nn.Module, ids: list[int]) -> torch.Tensor:
