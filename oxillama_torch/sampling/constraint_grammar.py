@@ -15,7 +15,7 @@ from oxillama_torch.sampling.constraint_gbnf import GbnfError, gbnf_to_lark
 from oxillama_torch.sampling.constraint_lark import prepare_lark
 from oxillama_torch.sampling.constraint_schema import prepare_schema
 
-__all__ = ["LIMITS", "check_compiled", "to_grammar"]
+__all__ = ["LIMITS", "check_compiled", "refusal", "to_grammar"]
 
 #: What llguidance may spend on one grammar and on one token, in its own units (see its docs).
 LIMITS = LLParserLimits(
@@ -62,12 +62,24 @@ def check_compiled(matcher: LLMatcher, constraint: Constraint) -> None:
         RequestError: with llguidance's own words.
     """
     if matcher.is_error():
-        # Behind the message may stand a backtrace of Rust, of no use to anybody who asks.
-        message = re.split(r"<backtrace>|stack backtrace", matcher.get_error())[0].strip()
         raise RequestError(
-            f"the {constraint.kind} constraint cannot be compiled: {message[:_LONGEST_MESSAGE]}",
+            f"the {constraint.kind} constraint cannot be compiled: {_message(matcher)}",
             param=constraint.param,
         )
+
+
+def refusal(matcher: LLMatcher, param: str) -> RequestError:
+    """Why a grammar that was compiled cannot be followed any further."""
+    message = _message(matcher)
+    if "NoExtension" in message:
+        return RequestError("the constraint allows no text at all", param=param)
+    return RequestError(f"the constraint is too costly to follow: {message}", param=param)
+
+
+def _message(matcher: LLMatcher) -> str:
+    """llguidance's own words, without the backtrace of Rust that may come after them."""
+    message = re.split(r"<backtrace>|stack backtrace|<non-verbose/>", matcher.get_error())[0]
+    return message.strip()[:_LONGEST_MESSAGE]
 
 
 def _choice(texts: Any, param: str) -> str:
@@ -75,7 +87,8 @@ def _choice(texts: Any, param: str) -> str:
         raise RequestError("a list of strings", param=param, code="invalid_type")
     if not 0 < len(texts) <= _MAX_CHOICES:
         raise RequestError(f"between 1 and {_MAX_CHOICES} choices", param=param)
-    return "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+    # One expression: as alternatives of a rule, a few thousand of them are too many.
+    return "start: C\nC: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
 
 
 def _whole(text: str, param: str) -> Any:

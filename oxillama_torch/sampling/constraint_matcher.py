@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 import numpy as np
@@ -13,11 +13,30 @@ from llguidance import LLMatcher, LLTokenizer
 
 from oxillama_torch.errors import RequestError
 from oxillama_torch.sampling.constraint import Constraint
-from oxillama_torch.sampling.constraint_grammar import LIMITS, check_compiled, to_grammar
+from oxillama_torch.sampling.constraint_grammar import LIMITS, check_compiled, refusal
+from oxillama_torch.workers import WorkerPool
 
-__all__ = ["ConstraintCompiler", "Matcher", "Tokens", "Vocabulary"]
+__all__ = ["ConstraintCompiler", "ConstraintLimits", "Matcher", "Tokens", "Vocabulary"]
 
-_CACHED = 256
+_WORKER = "oxillama_torch.sampling.constraint_worker"
+# What a compiled grammar holds, measured: it grows with the grammar's text, and as it is used.
+_ENTRY_BYTES = 256 * 1024
+_GROWTH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ConstraintLimits:
+    """What compiling constraints may use.
+
+    Args:
+        seconds: processor time for one, in the worker and once more here.
+        memory: address space of a worker process, bytes.
+        cache_bytes: of compiled grammars that are kept.
+    """
+
+    seconds: float = 0.4
+    memory: int = 384 << 20
+    cache_bytes: int = 128 << 20
 
 
 class Vocabulary(Protocol):
@@ -74,12 +93,7 @@ class Matcher:
     @property
     def error(self) -> RequestError | None:
         """Why the grammar cannot be followed any further, if so."""
-        if not self.inner.is_error():
-            return None
-        return RequestError(
-            f"the constraint has become too costly to follow ({self.inner.stop_reason()})",
-            param=self._param,
-        )
+        return refusal(self.inner, self._param) if self.inner.is_error() else None
 
     def accept(self, token_id: int) -> None:
         """Go on by one token; see ``error`` afterwards."""
@@ -106,15 +120,21 @@ class Matcher:
 class ConstraintCompiler:
     """Compiles constraints for one model; safe to use from many threads.
 
+    Each is tried out in a worker process first, see ``constraint_worker``. What is compiled is kept
+    as long as there is room, the one used longest ago giving way.
+
     Args:
         vocabulary: the model's tokenizer.
+        limits: what compiling may use.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
+    def __init__(self, vocabulary: Vocabulary, limits: ConstraintLimits | None = None) -> None:
+        self._vocabulary, self._limits = vocabulary, limits or ConstraintLimits()
         self._lock = threading.Lock()
         self._tokens: Tokens | None = None
-        self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
+        self._pool: WorkerPool | None = None
+        self._compiled: OrderedDict[Constraint, tuple[LLMatcher, int]] = OrderedDict()
+        self._kept_bytes = 0
 
     def matcher(self, constraint: Constraint, *, goes_on: bool = False) -> Matcher:
         """A matcher at the beginning of an output.
@@ -125,26 +145,69 @@ class ConstraintCompiler:
 
         Raises:
             RequestError: the constraint is not sound, or costs too much.
+            CapacityError: all workers stayed busy.
         """
         with self._lock:
-            if self._tokens is None:
+            if self._tokens is None or self._pool is None:
                 self._tokens = _tokens(self._vocabulary)
-            compiled = self._compiled.pop(constraint, None)
-            if compiled is not None:
-                self._compiled[constraint] = compiled
+                self._pool = _pool(self._vocabulary, self._tokens, self._limits)
+            tokens, pool = self._tokens, self._pool
+            compiled = self._find(constraint)
         if compiled is None:
-            compiled = self._compile(constraint, self._tokens)
-        return Matcher(compiled.deep_copy(), self._tokens, constraint.param, goes_on=goes_on)
+            grammar = _try_out(constraint, pool)
+            compiled = LLMatcher(tokens.tokenizer, grammar, log_level=0, limits=LIMITS)
+            check_compiled(compiled, constraint)
+            with self._lock:
+                self._keep(constraint, compiled, _ENTRY_BYTES + _GROWTH * len(grammar))
+        return Matcher(compiled.deep_copy(), tokens, constraint.param, goes_on=goes_on)
 
-    def _compile(self, constraint: Constraint, tokens: Tokens) -> LLMatcher:
-        grammar = to_grammar(constraint)
-        compiled = LLMatcher(tokens.tokenizer, grammar, log_level=0, limits=LIMITS)
-        check_compiled(compiled, constraint)
+    def close(self) -> None:
+        """End the worker processes; idempotent, also done when this is collected."""
         with self._lock:
-            self._compiled[constraint] = compiled
-            while len(self._compiled) > _CACHED:
-                self._compiled.popitem(last=False)
-        return compiled
+            if self._pool is not None:
+                self._pool.close()
+
+    def _find(self, constraint: Constraint) -> LLMatcher | None:
+        entry = self._compiled.get(constraint)
+        if entry is None:
+            return None
+        self._compiled.move_to_end(constraint)
+        return entry[0]
+
+    def _keep(self, constraint: Constraint, compiled: LLMatcher, size: int) -> None:
+        _, before = self._compiled.pop(constraint, (None, 0))
+        self._compiled[constraint] = compiled, size
+        self._kept_bytes += size - before
+        while self._kept_bytes > self._limits.cache_bytes and len(self._compiled) > 1:
+            _, (_, freed) = self._compiled.popitem(last=False)
+            self._kept_bytes -= freed
+
+
+def _try_out(constraint: Constraint, pool: WorkerPool) -> str:
+    """The grammar of a constraint that a worker has compiled and followed for a while.
+
+    Raises:
+        RequestError: it is not sound, or costs too much.
+    """
+    answer = pool.ask(asdict(constraint))
+    if "grammar" in answer:
+        return answer["grammar"]
+    if "message" in answer:
+        raise RequestError(answer["message"], param=answer["param"], code=answer["code"])
+    raise RequestError("the constraint takes too much to compile", param=constraint.param)
+
+
+def _pool(vocabulary: Vocabulary, tokens: Tokens, limits: ConstraintLimits) -> WorkerPool:
+    special = {i: vocabulary.token_bytes(i).decode() for i in sorted(vocabulary.special_ids)}
+    end_ids = tokens.end_ids.tolist() or [vocabulary.vocab_size]
+    setup = {
+        "vocab_size": vocabulary.vocab_size,
+        "special": special if len(tokens.end_ids) else {**special, end_ids[0]: "<eos>"},
+        "end": end_ids,
+        "seconds": limits.seconds,
+        "memory": limits.memory,
+    }
+    return WorkerPool(_WORKER, setup, seconds=limits.seconds, what="constraint")
 
 
 def _tokens(vocabulary: Vocabulary) -> Tokens:
