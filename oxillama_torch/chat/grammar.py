@@ -40,7 +40,7 @@ class Wish:
         tools: what may be called; none: no calls.
         must_call: the reply is one or more calls.
         many: more than one call may be made.
-        answer: the answer as a Lark expression; None: any text.
+        answer: the answer as the body of a Lark rule; None: any text.
         thinking: None where the model does not reason.
     """
 
@@ -85,6 +85,14 @@ class Grammar:
         ]
         return "(" + " | ".join(choices) + ")"
 
+    def call_objects(self, tools: Sequence[Tool], arguments: str) -> str:
+        """One call as a JSON object, with the style of JSON that an answer has.
+
+        Beside an answer that is JSON as well, a call must not be spelled out: llguidance reads
+        text and JSON differently, and would settle for one of them at the first bracket.
+        """
+        return self.rule("object", " | ".join(_object_rule(tool, arguments) for tool in tools))
+
     @staticmethod
     def several(call: str, between: str, many: bool) -> str:
         """One call, or as many as the model likes."""
@@ -112,3 +120,17 @@ class Grammar:
 def json_rule(schema: dict) -> str:
     """The texts of a JSON schema, as the body of a rule."""
     return "%json " + json.dumps({"x-guidance": JSON_STYLE, **schema})
+
+
+def _object_rule(tool: Tool, arguments: str) -> str:
+    definitions = {k: v for k, v in tool.schema.items() if k in ("$defs", "definitions")}
+    rest = {k: v for k, v in tool.schema.items() if k not in definitions}
+    return json_rule(
+        {
+            "type": "object",
+            "properties": {"name": {"const": tool.name}, arguments: rest},
+            "required": ["name", arguments],
+            "additionalProperties": False,
+            **definitions,
+        }
+    )

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from oxillama_torch.chat.answer import Answer, answer_of
 from oxillama_torch.chat.families.base import Message
-from oxillama_torch.chat.grammar import Thinking, Wish, json_rule
+from oxillama_torch.chat.grammar import Thinking, Wish
 from oxillama_torch.chat.reply import ReplyFormat
-from oxillama_torch.chat.schema import check_enforceable, check_strict, is_enforceable
+from oxillama_torch.chat.schema import is_enforceable
 from oxillama_torch.chat.syntax import Syntax, syntax_of
 from oxillama_torch.chat.tool import Tool, ToolChoice
 from oxillama_torch.errors import RequestError
 from oxillama_torch.sampling.constraint import Constraint
-from oxillama_torch.sampling.constraint_grammar import to_grammar
 from oxillama_torch.sampling.params import SamplingParams
 from oxillama_torch.tokenizer.chat_template import ChatTemplate
 from oxillama_torch.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["Ask", "Prompt", "prepare"]
-
-_ANSWER = "answer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,38 +93,36 @@ def _constraint(
     ask: Ask, syntax: Syntax, tools: tuple[Tool, ...], must_call: bool, thinking: Thinking | None
 ) -> Constraint | None:
     """What the reply is held to: calls, a format, the end of reasoning, or nothing."""
-    answer = _answer(ask)
-    if thinking is not None and thinking.budget is not None and thinking.end.token_id is None:
+    answer = answer_of(ask.response_format, ask.params.constraint)
+    limited = thinking is not None and thinking.budget is not None
+    if limited and thinking.end.token_id is None:
         raise RequestError(
             "a budget needs a token that ends the reasoning; this model has none",
             param="reasoning_budget",
         )
-    limited = thinking is not None and thinking.budget is not None
-    if not tools and not limited and (answer is None or _alone(syntax, thinking)):
-        return answer
+    if not tools and not limited and (answer is None or _is_all(answer, syntax, thinking)):
+        return None if answer is None else answer.constraint
+    if answer is not None and answer.body is None:
+        raise RequestError(
+            "a Lark grammar has to be that of the whole reply, without tools or reasoning",
+            param=answer.constraint.param,
+        )
     wish = Wish(
         tools=[_enforceable(tool) for tool in tools],
         must_call=must_call,
         many=ask.parallel_tool_calls,
-        answer=None if answer is None else f"@{_ANSWER}",
+        answer=None if answer is None else answer.body,
         thinking=thinking,
     )
-    grammar = syntax.family.grammar(wish)
-    param = "tools" if tools else "reasoning_budget" if answer is None else answer.param
-    return Constraint("lark", grammar if answer is None else _with(grammar, answer), param)
+    param = "tools" if tools else "reasoning_budget" if answer is None else answer.constraint.param
+    return Constraint("lark", syntax.family.grammar(wish), param)
 
 
-def _alone(syntax: Syntax, thinking: Thinking | None) -> bool:
+def _is_all(answer: Answer, syntax: Syntax, thinking: Thinking | None) -> bool:
     """Whether the answer is all that the model writes."""
-    return thinking is None and not syntax.family.markers(False)
-
-
-def _with(grammar: str, answer: Constraint) -> str:
-    """The grammar of a reply together with that of its answer, in llguidance's JSON form."""
-    part = to_grammar(answer)
-    parts = json.loads(part)["grammars"] if part.startswith("{") else [{"lark_grammar": part}]
-    parts[0]["name"] = _ANSWER
-    return json.dumps({"grammars": [{"lark_grammar": grammar}, *parts]})
+    if thinking is None:
+        return not syntax.family.markers(False)
+    return answer.body is None and not thinking.open
 
 
 def _enforceable(tool: Tool) -> Tool:
@@ -135,35 +130,3 @@ def _enforceable(tool: Tool) -> Tool:
     if tool.strict or is_enforceable(tool.schema):
         return tool
     return replace(tool, parameters=None)
-
-
-def _answer(ask: Ask) -> Constraint | None:
-    """What the answer itself has to be, by ``response_format`` or by the parameters."""
-    wanted, param = ask.response_format, "response_format"
-    kind = wanted.get("type") if isinstance(wanted, Mapping) else None
-    if wanted is None or kind == "text":
-        return ask.params.constraint
-    if ask.params.constraint is not None:
-        raise RequestError("one constraint at a time: this and a grammar", param=param)
-    if kind == "json_object":
-        return Constraint("lark", f"start: {json_rule({'type': 'object'})}\n", param)
-    if kind != "json_schema":
-        raise RequestError("the type is text, json_object or json_schema", param=f"{param}.type")
-    return _schema(wanted.get("json_schema"), f"{param}.json_schema")
-
-
-def _schema(wanted: Any, param: str) -> Constraint:
-    if not isinstance(wanted, Mapping):
-        raise RequestError("an object with name and schema", param=param, code="invalid_type")
-    schema, strict = wanted.get("schema"), wanted.get("strict") is True
-    name = wanted.get("name")
-    if not isinstance(name, str) or not name:
-        raise RequestError("a name is wanted", param=f"{param}.name")
-    if schema is None:
-        schema = {"type": "object"}
-    if not isinstance(schema, Mapping):
-        raise RequestError("a JSON schema is an object", param=f"{param}.schema")
-    if strict:
-        check_strict(schema, f"{param}.schema")
-    check_enforceable(schema, f"{param}.schema")
-    return Constraint("lark", f"start: {json_rule(dict(schema))}\n", f"{param}.schema")

@@ -40,6 +40,11 @@ class PlainReply:
         """Whether a stop string has ended the text."""
         return self._stream.finished is not None
 
+    @property
+    def stop_word(self) -> str | None:
+        """The stop string that has ended the text."""
+        return self._stream.finished
+
     def push(self, token_id: int) -> Sequence[Part]:
         """Take one token; return what became certain with it."""
         text = self._stream.push(token_id)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from typing import Any
 
-from llguidance import LLMatcher
-
 from oxillama_torch.errors import RequestError
-from oxillama_torch.sampling.constraint_grammar import LIMITS
+from oxillama_torch.sampling.constraint_schema import prepare_schema
 
 __all__ = ["check_enforceable", "check_object", "check_strict", "is_enforceable"]
 
@@ -61,32 +57,18 @@ def check_enforceable(schema: Mapping[str, Any], param: str) -> None:
     """Refuse a schema that generation cannot be held to.
 
     Raises:
-        RequestError: in llguidance's words.
+        RequestError: names the keyword.
     """
-    problem = _problem(_text(schema, param))
-    if problem:
-        raise RequestError(
-            f"the schema cannot be enforced: {problem}", param=param, code="invalid_schema"
-        )
+    prepare_schema(schema, param)
 
 
 def is_enforceable(schema: Mapping[str, Any]) -> bool:
     """Whether generation can be held to a schema."""
-    return not _problem(_text(schema, "schema"))
-
-
-def _text(schema: Mapping[str, Any], param: str) -> str:
     try:
-        return json.dumps(schema)
-    except RecursionError:
-        raise RequestError("the schema is nested too deeply", param=param) from None
-
-
-@lru_cache(maxsize=512)
-def _problem(schema: str) -> str:
-    grammar = LLMatcher.grammar_from_json_schema(schema)
-    failed, messages = LLMatcher.validate_grammar_with_warnings(grammar, limits=LIMITS)
-    return messages[0].partition("<backtrace>")[0].strip()[:300] if failed else ""
+        check_enforceable(schema, "schema")
+    except RequestError:
+        return False
+    return True
 
 
 def _required(part: Mapping[str, Any]) -> list[Any]:

@@ -17,6 +17,7 @@ from oxillama_torch.chat.families.kimi import Kimi
 from oxillama_torch.chat.families.lists import Lists
 from oxillama_torch.chat.families.llama import Llama
 from oxillama_torch.chat.families.mistral import Mistral
+from oxillama_torch.chat.families.phi import Phi
 from oxillama_torch.chat.families.qwen_coder import QwenCoder
 from oxillama_torch.chat.grammar import Thinking
 from oxillama_torch.tokenizer.chat_template import ChatTemplate
@@ -34,6 +35,7 @@ _FAMILIES: tuple[type[Family], ...] = (
     Glm,
     Hermes,
     CommandR,
+    Phi,
     Lists,
     Llama,
 )

@@ -110,8 +110,12 @@ class Family:
         """The Lark grammar of a reply."""
         grammar = Grammar()
         thinking = grammar.thinking(wish.thinking)
-        answer = wish.answer or "TEXT"
-        section = self.section(grammar, wish.tools, wish.many) if wish.tools else None
+        answer = grammar.rule("answer", wish.answer) if wish.answer else "TEXT"
+        section = None
+        if wish.tools:
+            bare = not self.trigger and wish.answer and not wish.must_call
+            write = self.bare_section if bare else self.section
+            section = write(grammar, wish.tools, wish.many)
         gap = "GAP" if thinking else ""
         if section is None:
             return grammar.source(f"{thinking} {gap if wish.answer else ''} {self.wrap(answer)}")
@@ -119,7 +123,7 @@ class Family:
         if wish.must_call:
             return grammar.source(f"{thinking} {gap} {trigger} {section}")
         if wish.answer or not self.trigger:
-            text = self.wrap(wish.answer or grammar.rule("PLAIN", _PLAIN))
+            text = self.wrap(answer if wish.answer else grammar.rule("PLAIN", _PLAIN))
             return grammar.source(f"{thinking} {gap} ({text} | {trigger} {section})")
         if self.marker(self.trigger).token_id is not None:
             return grammar.source(f"{thinking} {self.wrap('TEXT')} ({trigger} {section})?")
@@ -133,6 +137,11 @@ class Family:
     def section(self, grammar: Grammar, tools: Sequence[Tool], many: bool) -> str:
         """What comes behind the marker, as a Lark expression."""
         raise AssertionError(f"{self.name} does not say how it writes calls")
+
+    def bare_section(self, grammar: Grammar, tools: Sequence[Tool], many: bool) -> str:
+        """The same where an answer in JSON may stand in its place."""
+        call = grammar.call_objects(tools, "parameters")
+        return grammar.several(call, literal("\n"), many)
 
 
 #: A text that does not begin as calls without a marker do.

@@ -88,7 +88,8 @@ class Harmony(Family):
             inside = grammar.rule("think", "TEXT", f"max_tokens={budget}") if budget else ""
         thought = f'{channel} "analysis" {message} {inside} {self.lark(_END)}'
         constrain = f'(" " {self.lark(_CONSTRAIN)} "json")?' if wish.answer else ""
-        final = f'{opening} {channel} "final" {constrain} {message} {wish.answer or "TEXT"}'
+        answer = grammar.rule("answer", wish.answer) if wish.answer else "TEXT"
+        final = f'{opening} {channel} "final" {constrain} {message} {answer}'
         replies = [] if wish.must_call else [final]
         if wish.tools:
             replies.append(f"{opening} {self.section(grammar, wish.tools, wish.many)}")

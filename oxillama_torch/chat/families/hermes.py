@@ -27,7 +27,8 @@ class Hermes(Family):
 
     @classmethod
     def speaks(cls, source: str) -> bool:
-        return "<tool_call>" in source
+        # MiniMax has the marker too, with XML behind it.
+        return "<tool_call>" in source and "<invoke" not in source
 
     def call(self, reader: Reader) -> Program[bool]:
         yield from reader.space()

@@ -40,3 +40,6 @@ class Llama(Family):
     def section(self, grammar: Grammar, tools: Sequence[Tool], many: bool) -> str:
         # The template refuses messages with more than one call.
         return grammar.calls(tools, '{"name": "', '", "parameters": ', "}")
+
+    def bare_section(self, grammar: Grammar, tools: Sequence[Tool], many: bool) -> str:
+        return super().bare_section(grammar, tools, False)
