@@ -29,9 +29,10 @@ from torch import Tensor
 from oxillama_torch.kernels import registry
 from oxillama_torch.kernels.formats.base import PackedTensor
 from oxillama_torch.kernels.quant_matmul.lanes import LANES
+from oxillama_torch.kernels.quant_matmul.unpacked import FORMS, fields_of, name_of, unpack
 from oxillama_torch.kernels.registry import Call, register
 
-__all__ = ["MIN_WEIGHTS", "cannot", "compile_lanes", "dynamic", "prepare", "scale_of"]
+__all__ = ["MIN_WEIGHTS", "cannot", "compile_lanes", "dynamic", "prepare", "rows_of", "scale_of"]
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,10 @@ def prepare(weights: Iterable[PackedTensor], *, even_if_small: bool = False) -> 
     samples = {(w.type_name, w.shape): w for w in ours if _wanted(w.type_name, large)}
     if not samples or _compiler() is None:
         return
+    types = {type_name for type_name, _ in samples}
+    for weight in ours:
+        if weight.type_name in types:
+            unpack(weight)
     log.info("compiling matrix products; takes a minute the first time")
     for key in sorted(samples):
         if key[0] not in _broken:
@@ -142,27 +147,29 @@ def _matmul(x: Tensor, weight: PackedTensor) -> Tensor:
 
 
 def _one_row(x: Tensor, weight: PackedTensor) -> Tensor:
-    form = LANES[weight.type_name]
+    name = name_of(weight)
+    form = FORMS[name]
     blocks = weight.shape[1] // weight.format.block_weights
     x = x.view(blocks, -1, form.parts, form.lanes)
-    return _dot(weight.type_name)(_fields(weight), dynamic(x, 0))
+    return _dot(name)(rows_of(weight), dynamic(x, 0))
 
 
 def _many_rows(x: Tensor, weight: PackedTensor) -> Tensor:
     rows, inputs = x.shape
     outputs = weight.shape[0]
-    form = LANES[weight.type_name]
+    name = name_of(weight)
+    form = FORMS[name]
     tiles = _tiles(x, form.parts, form.lanes)
     out = torch.empty(len(tiles) * ROW_TILE, outputs)
     chunk = _chunk_rows(outputs, inputs)
     shape = (chunk + chunk % COLUMN_TILE, inputs // (form.parts * form.lanes), form.lanes)
     scratch = [torch.empty(shape) for _ in range(form.parts)]
-    scale, decode = scale_of(weight.type_name), _decode(weight.type_name)
+    scale, decode = scale_of(name), _decode(name)
     product = _product(form.parts, form.lanes)
     for start in range(0, outputs, chunk):
         stop = min(start + chunk, outputs)
         count = stop - start
-        fields = scale(weight.rows(start, stop))
+        fields = scale(rows_of(weight, start, stop))
         decode(fields, [dynamic(part[:count], 0, 1) for part in scratch])
         # An odd last row is paired with a stale one, whose sums are dropped.
         even = [dynamic(part[: count + count % COLUMN_TILE], 0, 1) for part in scratch]
@@ -194,11 +201,9 @@ def _chunk_rows(outputs: int, inputs: int) -> int:
     return min(outputs, rows + rows % COLUMN_TILE)
 
 
-def _fields(weight: PackedTensor) -> dict[str, Tensor]:
-    return {
-        name: dynamic(plane.unflatten(1, (-1, weight.format.fields[name])), 0, 1)
-        for name, plane in weight.planes.items()
-    }
+def rows_of(weight: PackedTensor, start: int = 0, stop: int | None = None) -> dict[str, Tensor]:
+    """Fields of some rows, as compiled code wants them."""
+    return {name: dynamic(x[start:stop], 0, 1) for name, x in fields_of(weight).items()}
 
 
 def dynamic(tensor: Tensor, *dims: int) -> Tensor:
@@ -209,8 +214,8 @@ def dynamic(tensor: Tensor, *dims: int) -> Tensor:
 
 
 @functools.cache
-def _dot(type_name: str) -> Callable:
-    form = LANES[type_name]
+def _dot(name: str) -> Callable:
+    form = FORMS[name]
 
     def dot(fields: dict[str, Tensor], x_BSPL: Tensor) -> Tensor:
         """One row: [N]."""
@@ -218,31 +223,31 @@ def _dot(type_name: str) -> Callable:
         terms = [w * x_BSPL[:, :, p] for p, w in enumerate(parts)]
         return _add(terms).sum((1, 2)).sum(-1)
 
-    return compile_lanes(dot, f"dot_{type_name.lower()}")
+    return compile_lanes(dot, f"dot_{name.lower()}")
 
 
 @functools.cache
-def scale_of(type_name: str) -> Callable[[PackedTensor], dict[str, Tensor]]:
-    """Rows of a weight -> what the decoder of its type takes; see ``LaneFormat.scale``."""
-    scale = LANES[type_name].scale
+def scale_of(name: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """Fields -> what the decoder of one of FORMS takes; see ``LaneFormat.scale``."""
+    scale = FORMS[name].scale
 
     def scaled(fields: dict[str, Tensor]) -> dict[str, Tensor]:
         return scale(**fields)
 
-    run = compile_lanes(scaled, f"scale_{type_name.lower()}")
-    return lambda rows: {name: dynamic(x, 0, 1) for name, x in run(_fields(rows)).items()}
+    run = compile_lanes(scaled, f"scale_{name.lower()}")
+    return lambda fields: {field: dynamic(x, 0, 1) for field, x in run(fields).items()}
 
 
 @functools.cache
-def _decode(type_name: str) -> Callable:
-    decode = LANES[type_name].decode
+def _decode(name: str) -> Callable:
+    decode = FORMS[name].decode
 
     def write(fields: dict[str, Tensor], out: list[Tensor]) -> None:
         """Parts of the weights into ``out``, [n, G, L] each."""
         for part, w in zip(out, decode(**fields)):
             part.copy_(w.flatten(1, 2))
 
-    return compile_lanes(write, f"decode_{type_name.lower()}")
+    return compile_lanes(write, f"decode_{name.lower()}")
 
 
 @functools.cache

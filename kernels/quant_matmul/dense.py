@@ -20,6 +20,7 @@ from oxillama_torch.kernels import registry
 from oxillama_torch.kernels.formats.base import PackedTensor
 from oxillama_torch.kernels.quant_matmul import compiled
 from oxillama_torch.kernels.quant_matmul.lanes import LANES
+from oxillama_torch.kernels.quant_matmul.unpacked import FORMS, name_of
 from oxillama_torch.kernels.registry import Call, register
 
 __all__ = ["prepare"]
@@ -97,7 +98,8 @@ def _on_cuda(x: Tensor, weight: PackedTensor) -> Tensor:
 def _on_cpu(x: Tensor, weight: PackedTensor) -> Tensor:
     """Inputs are put in the order in which the decoder writes the weights: part by part."""
     (rows, inputs), outputs = x.shape, weight.shape[0]
-    form = LANES[weight.type_name]
+    name = name_of(weight)
+    form = FORMS[name]
     steps = inputs // (form.parts * form.lanes)
     out = torch.empty(rows, outputs, dtype=torch.bfloat16)
     with torch.inference_mode():
@@ -106,21 +108,22 @@ def _on_cpu(x: Tensor, weight: PackedTensor) -> Tensor:
         parted = parted.reshape(rows, inputs)
         shape = (min(_CPU_CHUNK_ROWS, outputs), form.parts, steps, form.lanes)
         scratch = torch.empty(shape, dtype=torch.bfloat16)
-        scale, decode = compiled.scale_of(weight.type_name), _decode(weight.type_name)
+        scale, decode = compiled.scale_of(name), _decode(name)
         for start in range(0, outputs, _CPU_CHUNK_ROWS):
             stop = min(start + _CPU_CHUNK_ROWS, outputs)
             part = scratch[: stop - start]
-            decode(scale(weight.rows(start, stop)), compiled.dynamic(part, 0, 2))
+            fields = scale(compiled.rows_of(weight, start, stop))
+            decode(fields, compiled.dynamic(part, 0, 2))
             out[:, start:stop] = parted @ part.flatten(1).T
     return out
 
 
 @functools.cache
-def _decode(type_name: str) -> Callable:
-    decode = LANES[type_name].decode
+def _decode(name: str) -> Callable:
+    decode = FORMS[name].decode
 
     def write(fields: dict[str, Tensor], out_nPGL: Tensor) -> None:
         for part, w in enumerate(decode(**fields)):
             out_nPGL[:, part].copy_(w.flatten(1, 2))
 
-    return compiled.compile_lanes(write, f"decode16_{type_name.lower()}")
+    return compiled.compile_lanes(write, f"decode16_{name.lower()}")
