@@ -148,6 +148,18 @@ def _nvfp4(qs: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
     return tuple(_e2m1(q) * scale.unsqueeze(-1) for q in nibbles(qs))
 
 
+def _first_scale(qs: Tensor, ds: Tensor) -> dict[str, Tensor]:
+    return {"qs": qs, "d": ds[..., :1].float()}
+
+
+def _without_sums(qs: Tensor, bsums: Tensor, d: Tensor) -> dict[str, Tensor]:
+    return {"qs": qs, "d": d}
+
+
+def _q8(qs: Tensor, d: Tensor) -> tuple[Tensor, ...]:
+    return ((qs.unflatten(-1, (-1, 32)).float() * d.unsqueeze(-1)),)
+
+
 LANES = {
     "IQ4_NL": LaneFormat(16, 2, _iq4_nl, floats),
     "IQ4_XS": LaneFormat(16, 2, _iq4_xs, _scales_iq4_xs),
@@ -159,6 +171,8 @@ LANES = {
     "Q3_K": LaneFormat(32, 4, _q3_k, _scales_q3_k),
     "Q5_0": LaneFormat(16, 2, _q5_0, floats),
     "Q5_1": LaneFormat(16, 2, _q5_1, floats),
+    "Q8_1": LaneFormat(32, 1, _q8, _first_scale),
+    "Q8_K": LaneFormat(32, 1, _q8, _without_sums),
     "TQ1_0": LaneFormat(16, 1, _tq1_0, _trits_tq1_0),
     "TQ2_0": LaneFormat(32, 4, _tq2_0, floats),
 }

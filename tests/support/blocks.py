@@ -15,6 +15,7 @@ from oxillama_torch.gguf.types import TYPE_SIZES, GGMLType
 SCALES = {
     "F32": [], "F16": [], "BF16": [],
     "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0],
+    "Q8_1": [0, 2], "Q8_K": [],
     "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208],
     "IQ4_NL": [0], "IQ4_XS": [0], "MXFP4": [], "NVFP4": [],
     "IQ1_S": [0], "IQ1_M": [], "IQ2_XXS": [0], "IQ2_XS": [0], "IQ2_S": [0],
@@ -30,6 +31,8 @@ def random_blocks(name: str, rows: int, columns: int, seed: int = 0) -> torch.Te
     blocks = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     for offset in SCALES[name]:
         blocks[..., offset + 1] &= 0xBF  # the top bit of the exponent: below 2, never inf or NaN
+    if name == "Q8_K":
+        blocks[..., 3] &= 0xBF  # the same for the float32
     if name == "IQ1_M":
         blocks[..., 55] &= 0xBF  # the top nibbles of four 16-bit words hold the float16
     if name == "MXFP4":
@@ -46,6 +49,9 @@ def tame_blocks(name: str, rows: int, columns: int, seed: int = 0) -> torch.Tens
         blocks[..., offset : offset + 2] = scale.view(np.uint8)
     if name == "NVFP4":
         blocks[..., :4] &= 0x1F
+    if name == "Q8_K":
+        scale = random.uniform(0.001, 0.01, (*blocks.shape[:2], 1)).astype(np.float32)
+        blocks[..., :4] = scale.view(np.uint8)
     if name == "IQ1_M":
         blocks[..., 55] = blocks[..., 55] & 0x0F | 0x10  # 0x1___: 0.0005 to 0.002
     return torch.from_numpy(blocks)
@@ -73,8 +79,20 @@ def _q2_0(blocks: np.ndarray) -> np.ndarray:
     return ((blocks[..., 2 + j // 4] >> j % 4 * 2 & 3).astype(np.float32) - 1) * d
 
 
+def _q8_1(blocks: np.ndarray) -> np.ndarray:
+    """What ``quantize_row_q8_1_ref`` of ggml-quants.c rounds, back: [..., 36] -> [..., 32]."""
+    d = np.ascontiguousarray(blocks[..., :2]).view(np.float16).astype(np.float32)
+    return blocks[..., 4:].view(np.int8) * d
+
+
+def _q8_k(blocks: np.ndarray) -> np.ndarray:
+    """``dequantize_row_q8_K`` of ggml-quants.c, transcribed: uint8 [..., 292] -> [..., 256]."""
+    d = np.ascontiguousarray(blocks[..., :4]).view(np.float32)
+    return blocks[..., 4:260].view(np.int8) * d
+
+
 # Types that gguf-py does not decode.
-_TRANSCRIBED = {"Q1_0": _q1_0, "Q2_0": _q2_0}
+_TRANSCRIBED = {"Q1_0": _q1_0, "Q2_0": _q2_0, "Q8_1": _q8_1, "Q8_K": _q8_k}
 
 
 def assert_same_bits(got: torch.Tensor, wanted: torch.Tensor) -> None:
