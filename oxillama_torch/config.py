@@ -117,6 +117,7 @@ class ServerConfig:
         requests_per_minute, tokens_per_minute: of each key; None: no limit.
         cors_origins: origins whose pages may use the API (``*``: all); empty: none.
         access_log: file that gets a JSON line per request, ``-`` for stderr; None: no log.
+        processors: logits processors that requests may name, ``name=module:function`` each.
     """
 
     host: str = "127.0.0.1"
@@ -150,6 +151,7 @@ class ServerConfig:
     tokens_per_minute: int | None = None
     cors_origins: tuple[str, ...] = ()
     access_log: str | None = None
+    processors: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

@@ -28,7 +28,9 @@ from oxillama_torch.errors import RequestError, UnsupportedError
 from oxillama_torch.gguf.reader import read_gguf
 from oxillama_torch.lora.merge import MergeReport
 from oxillama_torch.sampling.constraint_matcher import ConstraintCompiler
+from oxillama_torch.sampling.custom import register_processor
 from oxillama_torch.sampling.params import SamplingParams
+from oxillama_torch.sampling.row import Processor
 from oxillama_torch.sampling.words import Words
 from oxillama_torch.scoring import Scoring
 from oxillama_torch.tokenizer.chat_template import ChatTemplate
@@ -320,6 +322,16 @@ class LLM:
     def disable_adapter(self) -> contextlib.AbstractContextManager[None]:
         """For the duration of a block, the model is the bare one, merged adapters included."""
         return self._adapting.disabled()
+
+    @staticmethod
+    def register_processor(name: str, function: Processor) -> None:
+        """Let ``SamplingParams(processors=[name])`` change logits by a function of one's own.
+
+        Args:
+            name: new in this process.
+            function: (token ids so far, float32 [V]) -> float [V], see ``sampling.custom``.
+        """
+        register_processor(name, function)
 
     def _collector(self) -> Collector:
         return Collector(self.engine, self.tokenizer)

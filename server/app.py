@@ -8,6 +8,7 @@ from flask import Flask
 
 from oxillama_torch.config import EngineConfig, ServerConfig, from_environment
 from oxillama_torch.llm import LLM
+from oxillama_torch.sampling.custom import load_processor
 from oxillama_torch.server import errors, http
 from oxillama_torch.server.access import Access
 from oxillama_torch.server.access_log import AccessLog
@@ -21,6 +22,7 @@ from oxillama_torch.server.openai import (
     batches,
     chat,
     completions,
+    conversations,
     embeddings,
     files,
     models,
@@ -53,6 +55,8 @@ def create_app(config: ServerConfig | None = None, engine: LLM | Service | None 
     for spec in service.config.loras:
         name, _, path = spec.partition("=")
         service.engine.adapters.load(name, path, pinned=True)
+    for spec in service.config.processors:
+        load_processor(spec)
     app = Flask(__name__, static_folder=None)
     # First of all: unsound settings end the start here, before there is anything to clean up.
     app.extensions["access"] = Access(service.config)
@@ -74,9 +78,11 @@ def create_app(config: ServerConfig | None = None, engine: LLM | Service | None 
     http.install(app, service.config, metrics)
     app.teardown_request(services.end_of_request)
     errors.install(app)
-    for module in (batches, chat, completions, embeddings, files, models, native, responses):
+    for module in (batches, chat, completions, conversations, embeddings, files, models):
         app.register_blueprint(module.blueprint(services))
-    for module in (admin_models, loras, kernels, state):
+    for routes in native.blueprints(services):
+        app.register_blueprint(routes)
+    for module in (responses, admin_models, loras, kernels, state):
         app.register_blueprint(module.blueprint(services))
     for spec in service.config.models:
         name, _, path = spec.partition("=")

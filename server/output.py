@@ -139,6 +139,7 @@ class Generation:
         adapters: tuple[tuple[str, float], ...] = (),
         reply_format: ReplyFormat | None = None,
     ) -> None:
+        service.check_processors(params)
         self._service = service
         self._reply_format = reply_format
         self._adapters = adapters

@@ -11,6 +11,7 @@ from oxillama_torch.engine.request import GenerationRequest, RequestHandle
 from oxillama_torch.errors import RequestError
 from oxillama_torch.llm import LLM
 from oxillama_torch.lora.registry import AdapterRegistry
+from oxillama_torch.sampling.params import SamplingParams
 from oxillama_torch.tokenizer.chat_template import ChatTemplate
 from oxillama_torch.tokenizer.tokenizer import Tokenizer
 
@@ -90,6 +91,20 @@ class Service:
                 param="model",
             )
         return ((name, 1.0),)
+
+    def check_processors(self, params: SamplingParams) -> None:
+        """Refuse logits processors that the server was not started with.
+
+        Raises:
+            RequestError: names the first.
+        """
+        allowed = [spec.partition("=")[0] for spec in self.config.processors]
+        for name in params.processors:
+            if name not in allowed:
+                known = ", ".join(allowed) or "none"
+                raise RequestError(
+                    f"unknown processor {name!r}; this server has: {known}", param="processors"
+                )
 
     def close(self) -> None:
         """Stop the engine thread and the template worker."""

@@ -55,6 +55,10 @@ def serve(
         Path | None, typer.Option(help="Let /admin/loras load adapters from this folder.")
     ] = None,
     admin_token: Annotated[str | None, typer.Option(help="Bearer token of /admin.")] = None,
+    processor: Annotated[
+        list[str] | None,
+        typer.Option(help="Let requests name a logits processor, NAME=MODULE:FUNCTION."),
+    ] = None,
     store: Annotated[
         str | None, typer.Option(help="Keep responses and files: SQLite file or PostgreSQL URL.")
     ] = None,
@@ -102,6 +106,7 @@ def serve(
         "max_streams": max_streams,
         "api_keys": tuple(api_key) if api_key else None,
         "loras": tuple(lora) if lora else None,
+        "processors": tuple(processor) if processor else None,
         "adapter_root": adapter_root,
         "admin_token": admin_token,
         "store": store,

@@ -7,10 +7,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from oxillama_torch.errors import RequestError
+from oxillama_torch.server.schemas.sampling import Finite, SamplerFields
 
 __all__ = ["GenerationBody", "ModelBody", "StreamOptions", "StrictModel"]
-
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class StrictModel(BaseModel):
@@ -61,10 +60,10 @@ class ModelBody(StrictModel):
         return tuple((choice.name, choice.scale) for choice in self.lora or ())
 
 
-class GenerationBody(ModelBody):
+class GenerationBody(ModelBody, SamplerFields):
     """Fields of ``/v1/completions`` and ``/v1/chat/completions`` with one meaning in both.
 
-    ``top_k`` to ``ignore_eos`` are the usual extensions of local servers.
+    Those of ``SamplerFields`` are the usual extensions of local servers.
     """
 
     stream: bool = False
@@ -77,12 +76,6 @@ class GenerationBody(ModelBody):
     presence_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
     logit_bias: dict[str, Annotated[Finite, Field(ge=-100, le=100)]] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    min_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[Finite, Field(gt=0)] | None = None
-    stop_token_ids: list[int] | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
-    ignore_eos: bool = False
 
     def base_params(self, vocab_size: int) -> dict[str, Any]:
         """Keyword arguments of SamplingParams for the shared fields."""
@@ -93,16 +86,11 @@ class GenerationBody(ModelBody):
             "seed": self.seed,
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
-            "top_k": self.top_k,
-            "min_p": self.min_p,
-            "repetition_penalty": self.repetition_penalty,
-            "min_tokens": self.min_tokens,
-            "ignore_eos": self.ignore_eos,
             "stop": self._stop(),
-            "stop_token_ids": tuple(self.stop_token_ids or ()),
             "logit_bias": self._logit_bias(vocab_size),
         }
-        return {name: value for name, value in given.items() if value is not None}
+        given = {name: value for name, value in given.items() if value is not None}
+        return {**self.sampler_params(), **given}
 
     def _stop(self) -> tuple[str, ...]:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
