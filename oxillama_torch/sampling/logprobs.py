@@ -1,4 +1,4 @@
-"""Log-probabilities of the raw distribution, with rank and top alternatives.
+"""Log-probabilities of a distribution, the raw one as a rule, with rank and top alternatives.
 
     logprob(t) = l[t] - max l - ln(sum exp(l - max l))
 
@@ -65,7 +65,11 @@ def read(measured: Sequence[float], top: int) -> TokenLogprobs:
         token_id=int(measured[0]),
         logprob=measured[1] - log_sum,
         rank=int(measured[2]),
-        top=tuple((int(measured[4 + i]), measured[4 + known + i] - log_sum) for i in range(top)),
+        top=tuple(
+            (int(measured[4 + i]), measured[4 + known + i] - log_sum)
+            for i in range(top)
+            if measured[4 + known + i] > -math.inf  # a mask forbids the others
+        ),
     )
 
 

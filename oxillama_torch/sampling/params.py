@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from oxillama_torch.errors import RequestError
 from oxillama_torch.sampling.constraint import Constraint
@@ -32,19 +33,21 @@ SAMPLERS = frozenset(DEFAULT_SAMPLERS)
 #: What stops DRY from seeing a repetition across it, as llama.cpp has it.
 DRY_BREAKERS = ("\n", ":", '"', "*")
 
+LogprobsMode = Literal["raw", "masked"]
+
 _MAX_WORDS = 256
 _MAX_WORD_LENGTH = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Log-probabilities at one position, natural log, of the raw (unprocessed) distribution.
+    """Log-probabilities at one position, natural log; see ``SamplingParams.logprobs_mode``.
 
     Args:
         token_id: the token that stands there.
         logprob: its log-probability.
         rank: 1 for the likeliest token.
-        top: (token id, logprob) pairs, likeliest first; ties by lower id.
+        top: (token id, logprob) pairs of possible tokens, likeliest first; ties by lower id.
     """
 
     token_id: int
@@ -78,6 +81,8 @@ class SamplingParams:
         prompt_logprobs: the same for every prompt token.
         n: number of independent completions.
         constraint: what the output must look like; None: anything.
+        logprobs_mode: whose log-probabilities ``logprobs`` reports: ``raw``, the model's own, or
+            ``masked``, those of what custom processors and the constraint leave of them.
         repeat_last_n: with a number, the three penalties count the last n tokens, prompt and output
             alike, as llama.cpp has it (0: they are off); ``None``: repetition looks at all tokens,
             presence and frequency at the output, as vLLM and OpenAI have it.
@@ -124,6 +129,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     n: int = 1
     constraint: Constraint | None = None
+    logprobs_mode: LogprobsMode = "raw"
     repeat_last_n: int | None = None
     dry_multiplier: float = 0.0
     dry_base: float = 1.75
@@ -164,6 +170,8 @@ class SamplingParams:
         _check_words("bad_words", self.bad_words)
         _check_words("dry_sequence_breakers", self.dry_sequence_breakers)
         _check_order(self.samplers)
+        if self.logprobs_mode not in get_args(LogprobsMode):
+            raise RequestError("logprobs_mode is raw or masked", param="logprobs_mode")
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise RequestError("allowed_token_ids leaves no token", param="allowed_token_ids")
         for token_id, bias in self.logit_bias.items():

@@ -74,7 +74,7 @@ def sample(
     top = min(max((rows[i].params.logprobs for i in asking), default=0), logits.shape[-1])
     if asking:
         index = torch.tensor(asking, device=logits.device)
-        columns.append(measure(logits[index], chosen[index], top))
+        columns.append(measure(_reported(logits, allowed, rows, asking), chosen[index], top))
     # One copy to the host, the only point where it waits for the device.
     flat = torch.cat([part.flatten() for part in columns]).tolist()
     measured, width = flat[5 * len(rows) :], 4 + 2 * top
@@ -99,3 +99,14 @@ def sample(
                 follow(row, mass, total)
             results.append(Sampled(int(token_id), logprobs))
     return results
+
+
+def _reported(
+    logits: torch.Tensor, allowed: torch.Tensor, rows: Sequence[SamplingRow], asking: Sequence[int]
+) -> torch.Tensor:
+    """float32 [L, V]: for each row that asks, its own logits or what is left of them."""
+    reported = logits[torch.tensor(asking, device=logits.device)]
+    for place, row in enumerate(asking):
+        if rows[row].params.logprobs_mode == "masked":
+            reported[place] = allowed[row]
+    return reported
