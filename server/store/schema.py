@@ -8,7 +8,10 @@ from sqlalchemy import Column, Connection, Engine, Integer, Table, inspect, sele
 from sqlalchemy.exc import DatabaseError
 
 from oxillama_torch.errors import UnsupportedError
-from oxillama_torch.server.store import tables_files  # noqa: F401 (its tables belong to Base)
+from oxillama_torch.server.store import (
+    tables_assistants,  # noqa: F401 (its tables belong to Base)
+    tables_files,  # noqa: F401
+)
 from oxillama_torch.server.store.database import reason_of
 from oxillama_torch.server.store.tables import Base
 

@@ -1,0 +1,1 @@
+"""Assistants: threads of messages, and the runs that continue them."""
