@@ -14,11 +14,13 @@ from oxillama_torch.server.access import Access
 from oxillama_torch.server.access_log import AccessLog
 from oxillama_torch.server.admin import kernels, loras, state
 from oxillama_torch.server.admin import models as admin_models
+from oxillama_torch.server.assistants.records import recover_runs
 from oxillama_torch.server.batches.runner import BatchRunner
 from oxillama_torch.server.lifecycle import Lifecycle
 from oxillama_torch.server.metrics import Metrics
 from oxillama_torch.server.native import routes as native
 from oxillama_torch.server.openai import (
+    assistants,
     batches,
     chat,
     completions,
@@ -27,6 +29,8 @@ from oxillama_torch.server.openai import (
     files,
     models,
     responses,
+    runs,
+    threads,
 )
 from oxillama_torch.server.output_thread import OutputThread
 from oxillama_torch.server.pool import Services
@@ -82,7 +86,11 @@ def create_app(config: ServerConfig | None = None, engine: LLM | Service | None 
         app.register_blueprint(module.blueprint(services))
     for routes in native.blueprints(services):
         app.register_blueprint(routes)
-    for module in (responses, admin_models, loras, kernels, state):
+    for module in (assistants, threads, runs):
+        app.register_blueprint(module.blueprint(services))
+    for module in (responses, stored_completions):
+        app.register_blueprint(module.blueprint(services))
+    for module in (admin_models, loras, kernels, state):
         app.register_blueprint(module.blueprint(services))
     for spec in service.config.models:
         name, _, path = spec.partition("=")
@@ -90,6 +98,8 @@ def create_app(config: ServerConfig | None = None, engine: LLM | Service | None 
     runner = app.extensions["batches"] = BatchRunner(app, store, service.config.batch_lines)
     store.on_start(lambda: sweep_blobs(store))
     store.on_start(runner.resume)
+    app.extensions["runs"] = ResponseRunner()
+    store.on_start(lambda: recover_runs(store))
     app.extensions["responses"] = ResponseRunner()
     recovery = Recovery(services, store, app.extensions["responses"])
     app.extensions["recovery"] = recovery
@@ -103,6 +113,7 @@ def close_app(app: Flask) -> None:
     app.extensions["batches"].close()
     app.extensions["recovery"].close()
     app.extensions["responses"].close()
+    app.extensions["runs"].close()
     app.extensions["services"].close()
     app.extensions["disconnect_watcher"].close()
     app.extensions["output_thread"].close()

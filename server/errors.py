@@ -6,13 +6,13 @@ import logging
 import math
 
 import pydantic
-from flask import Flask, Response, g, jsonify
+from flask import Flask, Response, g, jsonify, request
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 
 from oxillama_torch.errors import CapacityError, EngineError, RequestError, UnsupportedError
 
-__all__ = ["code_of", "envelope", "from_validation", "install", "status_of"]
+__all__ = ["code_of", "envelope", "from_validation", "install", "llama_envelope", "status_of"]
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,37 @@ def envelope(error: Exception) -> dict:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+# llama-server's names of types, by status.
+_LLAMA_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    500: "server_error",
+    501: "not_supported_error",
+    503: "unavailable_error",
+}
+
+
+def llama_envelope(error: Exception) -> dict:
+    """The body for ``error`` on llama-server's routes: its code is the status.
+
+    ``param`` and ``reason``, the code that the other routes have, come on top.
+    """
+    status, inner = status_of(error), envelope(error)["error"]
+    kind = _LLAMA_TYPES.get(status, "invalid_request_error")
+    if inner["code"] == "context_length_exceeded":
+        kind = "exceed_context_size_error"
+    return {
+        "error": {
+            "code": status,
+            "message": inner["message"],
+            "type": kind,
+            "param": inner["param"],
+            "reason": inner["code"],
+        }
+    }
+
+
 def code_of(error: Exception) -> str:
     """The envelope's code, as one word for counting."""
     return envelope(error)["error"]["code"] or "none"
@@ -61,19 +92,32 @@ def status_of(error: Exception) -> int:
 
 
 def from_validation(error: pydantic.ValidationError) -> RequestError:
-    """The first problem pydantic found, with the field's path as OpenAI writes it."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    """The first problem pydantic found, with the field's path as OpenAI writes it.
+
+    Where a field may be several things, the member that went furthest tells.
+    """
+    problems = [
+        (_path(item["loc"]), item)
+        for item in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
+    field = problems[0][0]
+    same = [problem for problem in problems if problem[0][: len(field)] == field]
+    path, first = max(same, key=lambda problem: len(problem[0]))
     param = ""
-    for part in first["loc"]:
+    for part in path:
         if isinstance(part, int):
             param += f"[{part}]"
-        elif not _is_union_tag(part):
+        else:
             param += f".{part}" if param else str(part)
     code = {"missing": "missing_required_parameter"}.get(first["type"], "invalid_value")
     if first["type"].endswith(("_type", "_parsing")):
         code = "invalid_type"
     where = f" at {param}" if param else ""
     return RequestError(f"{first['msg']}{where}", code=code, param=param or None)
+
+
+def _path(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    return tuple(part for part in location if isinstance(part, int) or not _is_union_tag(part))
 
 
 def _is_union_tag(part: str) -> bool:
@@ -91,7 +135,8 @@ def install(app: Flask) -> None:
         status = status_of(error)
         if status >= 500 and not isinstance(error, RequestError):
             log.error("request %s failed", g.get("request_id"), exc_info=error)
-        response = jsonify(envelope(error))
+        native = (request.blueprint or "").startswith("native")
+        response = jsonify(llama_envelope(error) if native else envelope(error))
         app.extensions["metrics"].error(code_of(error))
         if status in (429, 503):
             seconds = getattr(error, "retry_after_s", 1)

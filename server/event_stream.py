@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Protocol
 
 from flask import Response
@@ -57,23 +59,43 @@ class EventStream:
         generation: where outputs come from.
         form: how they are worded.
         request_id: for the log.
+        error_frame: how an error is worded; end: what follows the last frame.
+        keep: called when all has been generated: the client is told of the end when its future is
+            done, or of the error that it has.
     """
 
-    def __init__(self, generation: Generation, form: Form, request_id: str) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        form: Form,
+        request_id: str,
+        *,
+        error_frame: Callable[[Exception], bytes] = sse.error_frame,
+        end: bytes = sse.DONE,
+        keep: Callable[[], Future] | None = None,
+    ) -> None:
+        self._error_frame, self._end = error_frame, end
         self.generation = generation
-        self.notify, self.client_gone = generation.notify, generation.client_gone
+        self.client_gone = generation.client_gone
         self.abort, self.close = generation.abort, generation.cancel
         self._form = form
         self._request_id = request_id
+        self._keep, self._kept = keep, None
+        self._listener: Callable[[], None] | None = None
         self.ended = False
+
+    def notify(self, listener: Callable[[], None]) -> None:
+        """Have ``listener`` called, at once and whenever there is something; it does not block."""
+        self._listener = listener
+        self.generation.notify(listener)
 
     def ready(self, timeout_s: float = 0.0) -> bytes:
         """The frames that can be sent now, after waiting up to ``timeout_s`` for the first."""
         frames: list[bytes] = []
         try:
-            for output in self.generation.poll(timeout_s):
+            for output in self.generation.poll(timeout_s if self._kept is None else 0.0):
                 frames += map(sse.frame, self._form.chunks(output))
-            if not self.generation.finished:
+            if not (self.generation.finished and self._is_kept(timeout_s)):
                 return b"".join(frames)
             if (last := self._form.last_chunk()) is not None:
                 frames.append(sse.frame(last))
@@ -85,9 +107,21 @@ class EventStream:
                 log.exception("request %s failed while streaming", self._request_id)
             self.generation.cancel()
             self.generation.meter.errors.append(code_of(error))
-            frames.append(sse.error_frame(error))
+            frames.append(self._error_frame(error))
         self.ended = True
-        return b"".join([*frames, sse.DONE])
+        return b"".join([*frames, self._end])
+
+    def _is_kept(self, timeout_s: float) -> bool:
+        if self._keep is None:
+            return True
+        if self._kept is None:
+            self._kept = self._keep()
+            self._kept.add_done_callback(lambda _: self._listener and self._listener())
+        if timeout_s:
+            concurrent.futures.wait([self._kept], timeout_s)
+        if self._kept.done():
+            self._kept.result()
+        return self._kept.done()
 
     def frames(self, ping_interval_s: float) -> Iterator[bytes]:
         """All frames as they come, with a ping after each silent interval."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from typing import Any
 
 from flask import Flask, Response, current_app, g, request
 
@@ -15,7 +16,7 @@ from oxillama_torch.server.access_log import AccessLog
 from oxillama_torch.server.metering import Meter
 from oxillama_torch.server.metrics import Metrics
 
-__all__ = ["client_socket", "install", "json_body", "new_id"]
+__all__ = ["client_socket", "install", "json_array", "json_body", "new_id"]
 
 _VALID_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _READ_BYTES = 64 * 1024
@@ -39,11 +40,23 @@ def json_body() -> dict:
             announced (a WSGI server hands out what has arrived when the client half-closes).
         RequestEntityTooLarge: longer than allowed.
     """
-    _check_content_type()
-    body = strict_json.loads(_raw_body())
+    body = _json()
     if not isinstance(body, dict):
         raise RequestError("the body must be a JSON object", code="invalid_type")
     return body
+
+
+def json_array() -> list:
+    """The request's JSON array; errors as ``json_body``."""
+    body = _json()
+    if not isinstance(body, list):
+        raise RequestError("the body must be a JSON array", code="invalid_type")
+    return body
+
+
+def _json() -> Any:
+    _check_content_type()
+    return strict_json.loads(_raw_body())
 
 
 def _check_content_type() -> None:
