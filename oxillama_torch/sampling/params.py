@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from oxillama_torch.errors import RequestError
 from oxillama_torch.sampling.constraint import Constraint
 
-__all__ = ["DEFAULT_SAMPLERS", "SAMPLERS", "SamplingParams", "TokenLogprobs"]
+__all__ = ["DEFAULT_SAMPLERS", "SAMPLERS", "LogprobsMode", "SamplingParams", "TokenLogprobs"]
 
 MAX_SEED = 2**63 - 1
 
