@@ -9,7 +9,9 @@ from pydantic import Field
 from oxillama_torch.chat.tool import ToolChoice, tools_from
 from oxillama_torch.errors import RequestError
 from oxillama_torch.sampling.params import SamplingParams
+from oxillama_torch.server.schemas.batches import Metadata
 from oxillama_torch.server.schemas.common import GenerationBody, StrictModel
+from oxillama_torch.server.schemas.constraint import ConstraintFields
 from oxillama_torch.server.turn import Turn
 
 __all__ = ["ChatBody"]
@@ -63,16 +65,13 @@ class Message(StrictModel):
         return message
 
 
-class ChatBody(GenerationBody):
+class ChatBody(GenerationBody, ConstraintFields):
     REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {
         "audio": (),
         "functions": ([],),
         "function_call": ("none",),
-        "grammar": (),
-        "json_schema": (),
         "modalities": (["text"],),
         "prediction": (),
-        "store": (False,),
         "web_search_options": (),
     }
 
@@ -82,6 +81,8 @@ class ChatBody(GenerationBody):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    store: bool | None = None
+    metadata: Metadata | None = None
     tools: list[Any] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool = True
@@ -99,6 +100,7 @@ class ChatBody(GenerationBody):
         return SamplingParams(
             max_tokens=self.max_tokens if limit is None else limit,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            constraint=self.constraint(),
             **self.base_params(vocab_size),
         )
 

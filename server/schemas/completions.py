@@ -6,9 +6,12 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from oxillama_torch.chat.answer import answer_of
 from oxillama_torch.errors import RequestError
+from oxillama_torch.sampling.constraint import Constraint
 from oxillama_torch.sampling.params import SamplingParams
 from oxillama_torch.server.schemas.common import GenerationBody
+from oxillama_torch.server.schemas.constraint import ConstraintFields
 from oxillama_torch.server.service import Service
 
 __all__ = ["CompletionBody"]
@@ -16,12 +19,9 @@ __all__ = ["CompletionBody"]
 TokenIds = list[int]
 
 
-class CompletionBody(GenerationBody):
+class CompletionBody(GenerationBody, ConstraintFields):
     REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {
         "best_of": (1,),
-        "grammar": (),
-        "json_schema": (),
-        "response_format": ({"type": "text"},),
         "suffix": ("",),
     }
 
@@ -29,6 +29,7 @@ class CompletionBody(GenerationBody):
     echo: bool = False
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = 16
+    response_format: dict[str, Any] | None = None
 
     def prompts(self, service: Service) -> list[list[int]]:
         """Token ids of each prompt. Token arrays are used verbatim, without a BOS token."""
@@ -59,5 +60,11 @@ class CompletionBody(GenerationBody):
             max_tokens=self.max_tokens,
             logprobs=self.logprobs,
             prompt_logprobs=self.logprobs if self.echo else None,
+            constraint=self._constraint(),
             **self.base_params(vocab_size),
         )
+
+    def _constraint(self) -> Constraint | None:
+        """What the text has to be, by ``response_format`` or by a field of its own."""
+        answer = answer_of(self.response_format, self.constraint())
+        return None if answer is None else answer.constraint
