@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 
 from flask import Response, current_app, g, request
 
@@ -28,22 +29,30 @@ def deadline_of(service: Service) -> float | None:
 
 
 def answer(
-    generation: Generation | Embedding, form: Form, *, stream: bool, ignored: list[str]
+    generation: Generation | Embedding,
+    form: Form,
+    *,
+    stream: bool,
+    ignored: list[str],
+    keep: Callable[[], Future] | None = None,
 ) -> Response:
     """The response to a request whose generation has been submitted.
 
     Args:
         ignored: request fields that nothing read; named in a header, so that a typing error in
             a field's name does not pass unseen.
+        keep: stores what has been generated, before the client is told of the end.
     """
     if stream:
-        response = stream_frames(EventStream(generation, form, g.request_id))
+        response = stream_frames(EventStream(generation, form, g.request_id, keep=keep))
     else:
         with contextlib.ExitStack() as guard:
             guard.callback(generation.cancel)
             watch(guard, generation.abort, generation.client_gone)
             try:
                 response = form.whole(generation.outputs())
+                if keep is not None:
+                    keep().result()
             except ClientGone:
                 response = Response(status=499)
     if ignored:

@@ -30,6 +30,7 @@ from oxillama_torch.server.openai import (
     models,
     responses,
     runs,
+    stored_completions,
     threads,
 )
 from oxillama_torch.server.output_thread import OutputThread

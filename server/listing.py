@@ -16,16 +16,17 @@ __all__ = ["as_list", "list_query"]
 
 class _Query(BaseModel):
     limit: Annotated[int, Field(ge=1)] | None = None
-    order: Literal["asc", "desc"] = "desc"
+    order: Literal["asc", "desc"] | None = None
     after: str | None = None
     before: str | None = None
 
 
-def list_query(default: int = 20, most: int = 100) -> dict[str, Any]:
+def list_query(default: int = 20, most: int = 100, order: str = "desc") -> dict[str, Any]:
     """Arguments of ``store.paging.page`` from the URL's query.
 
     Args:
         default, most: of ``limit``.
+        order: where the query names none.
 
     Raises:
         RequestError, ValidationError: names the parameter.
@@ -34,7 +35,8 @@ def list_query(default: int = 20, most: int = 100) -> dict[str, Any]:
     limit = query.limit or default
     if limit > most:
         raise RequestError(f"'limit' must be at most {most}.", param="limit")
-    return {"limit": limit, "order": query.order, "after": query.after, "before": query.before}
+    cursors = {"after": query.after, "before": query.before}
+    return {"limit": limit, "order": query.order or order, **cursors}
 
 
 def as_list(rows: Sequence[Row], has_more: bool) -> dict:

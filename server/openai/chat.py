@@ -11,6 +11,7 @@ from flask import Blueprint, Response, jsonify
 from oxillama_torch.server.answer import answer, deadline_of
 from oxillama_torch.server.http import json_body, new_id
 from oxillama_torch.server.openai.logprobs import chat_logprob
+from oxillama_torch.server.openai.stored_completions import keep_completion
 from oxillama_torch.server.openai.usage import Usage
 from oxillama_torch.server.output import (
     Finished,
@@ -43,8 +44,11 @@ def blueprint(services: Services) -> Blueprint:
         params = body.sampling_params(service.tokenizer.vocab_size)
         turn = body.turn(params, adapters)
         generation = start_turn(service, turn, deadline_of(service))
-        form = ChatForm(service, params.n, params.logprobs is not None, include_usage)
-        return answer(generation, form, stream=body.stream, ignored=ignored)
+        form = ChatForm(
+            service, params.n, params.logprobs is not None, include_usage, remember=bool(body.store)
+        )
+        keep = keep_completion(form, body, turn.messages) if body.store else None
+        return answer(generation, form, stream=body.stream, ignored=ignored, keep=keep)
 
     return routes
 
@@ -84,13 +88,27 @@ class _Choice:
 
 
 class ChatForm:
-    """Outputs of one generation in the shape of chat completions."""
+    """Outputs of one generation in the shape of chat completions.
 
-    def __init__(self, service: Service, n: int, logprobs: bool, include_usage: bool) -> None:
+    Args:
+        remember: also while streaming, for the whole completion afterwards.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        n: int,
+        logprobs: bool,
+        include_usage: bool,
+        *,
+        remember: bool = False,
+    ) -> None:
         self._service = service
         self._logprobs = logprobs
         self._include_usage = include_usage
         self._usage = Usage(n)
+        self._remember = remember
+        self._choices: dict[int, _Choice] = {}
         self._head = {
             "id": new_id("chatcmpl"),
             "created": int(time.time()),
@@ -101,6 +119,8 @@ class ChatForm:
     def chunks(self, output: Output) -> Iterator[dict]:
         """The chunks of a stream that ``output`` causes."""
         self._usage.add(output)
+        if self._remember:
+            self._add(output)
         if isinstance(output, Started):
             yield self._chunk(output.index, {"role": "assistant", "content": ""})
         elif isinstance(output, Piece) and (output.text or (self._logprobs and output.logprobs)):
@@ -126,15 +146,19 @@ class ChatForm:
 
     def whole(self, outputs: Iterator[Output]) -> Response:
         """The answer when it is not streamed."""
-        choices: dict[int, _Choice] = {}
         for output in outputs:
             self._usage.add(output)
-            choices.setdefault(output.index, _Choice()).add(output)
+            self._add(output)
+        return jsonify(self.completion())
+
+    def _add(self, output: Output) -> None:
+        self._choices.setdefault(output.index, _Choice()).add(output)
+
+    def completion(self) -> dict[str, Any]:
+        """The completion when all outputs have come."""
+        choices = [self._choice(i, self._choices[i]) for i in sorted(self._choices)]
         usage = self._usage.as_dict()
-        whole = [self._choice(i, choices[i]) for i in sorted(choices)]
-        return jsonify(
-            {**self._head, "object": "chat.completion", "choices": whole, "usage": usage}
-        )
+        return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage}
 
     def _choice(self, index: int, choice: _Choice) -> dict:
         return {

@@ -10,17 +10,13 @@ from pydantic import BaseModel, Field
 from oxillama_torch.chat.tool import ToolChoice, tools_from
 from oxillama_torch.errors import RequestError
 from oxillama_torch.sampling.params import SamplingParams
+from oxillama_torch.server.schemas.batches import Metadata
 from oxillama_torch.server.schemas.common import GenerationBody, StrictModel
 from oxillama_torch.server.turn import Turn
 
-__all__ = ["Metadata", "ResponseBody", "StreamQuery"]
+__all__ = ["ResponseBody", "StreamQuery"]
 
 _NAME = re.compile(r"[\w-]{1,64}", re.ASCII)
-
-Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
-    Field(max_length=16),
-]
 
 
 class StreamQuery(BaseModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, select
+from sqlalchemy import ColumnElement, Select, select
 from sqlalchemy.orm import Session
 
 from oxillama_torch.errors import RequestError
@@ -62,7 +62,7 @@ def page(
     Args:
         order: ``asc`` or ``desc`` by creation.
         after, before: ids of the rows that the page begins after or ends before.
-        filters: columns and the values that they must have.
+        filters: columns and the values that they must have; ``metadata.KEY`` for those of objects.
 
     Raises:
         RequestError: 400, a cursor names no row of the list.
@@ -83,7 +83,14 @@ def page(
 
 
 def _where(query: Select, table: type[Row], filters: dict[str, Any]) -> Select:
-    return query.where(*(getattr(table, name) == value for name, value in filters.items()))
+    return query.where(*(_is(table, name, value) for name, value in filters.items()))
+
+
+def _is(table: type[Row], name: str, value: Any) -> ColumnElement[bool]:
+    prefix, _, key = name.partition(".")
+    if prefix == "metadata":
+        return table.data[("metadata", key)].as_string() == value
+    return getattr(table, name) == value
 
 
 def _position(

@@ -11,7 +11,7 @@ from oxillama_torch.server.errors import envelope
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/nope", 404), ("GET", "/v1/chat/completions", 405), ("DELETE", "/v1/models", 405)],
+    [("GET", "/nope", 404), ("PUT", "/v1/chat/completions", 405), ("DELETE", "/v1/models", 405)],
 )
 def test_every_error_has_the_envelope(client, method, path, status):
     response = client.open(path, method=method)
