@@ -13,6 +13,7 @@ import contextlib
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,9 @@ import torch
 from oxillama_torch.adapting import AdapterChoice, Adapting
 from oxillama_torch.completion import Collector, Completion, Piece, Score, requests_for
 from oxillama_torch.config import EngineConfig
-from oxillama_torch.engine.loading import load_engine, resolve
+from oxillama_torch.engine.loading import load_engine, open_model, resolve
 from oxillama_torch.engine.thread import EngineThread
 from oxillama_torch.errors import RequestError, UnsupportedError
-from oxillama_torch.gguf.reader import read_gguf
 from oxillama_torch.lora.merge import MergeReport
 from oxillama_torch.sampling.constraint_matcher import ConstraintCompiler
 from oxillama_torch.sampling.custom import register_processor
@@ -33,6 +33,7 @@ from oxillama_torch.sampling.params import SamplingParams
 from oxillama_torch.sampling.row import Processor
 from oxillama_torch.sampling.words import Words
 from oxillama_torch.scoring import Scoring
+from oxillama_torch.search import Beam, BeamSearch, EarlyStopping, best_first, search
 from oxillama_torch.tokenizer.chat_template import ChatTemplate
 from oxillama_torch.tokenizer.tokenizer import Tokenizer
 
@@ -105,14 +106,15 @@ class LLM:
         self, config: EngineConfig, progress: Callable[[int, int], None] | None = None
     ) -> None:
         self.config = config
-        with read_gguf(config.model_path) as gguf:
+        with open_model(config) as gguf:
             self.tokenizer = Tokenizer.from_gguf(gguf.metadata)
+            constraints = ConstraintCompiler(self.tokenizer)
             engine = load_engine(
                 config,
                 gguf,
                 eos_ids=self.tokenizer.eos_ids,
                 banned_ids=self.tokenizer.suppressed_ids,
-                constraints=ConstraintCompiler(self.tokenizer),
+                constraints=constraints,
                 words=Words(self.tokenizer),
                 progress=progress,
             )
@@ -127,7 +129,9 @@ class LLM:
         self.merging = self._adapting.merging
         self._scoring = Scoring(self.engine, self.tokenizer)
         # Also runs when the interpreter ends: a thread inside torch must not outlive it.
-        self._finalizer = weakref.finalize(self, _close, self.engine, self.chat_template)
+        self._finalizer = weakref.finalize(
+            self, _close, self.engine, self.chat_template, constraints
+        )
 
     def __enter__(self) -> LLM:
         return self
@@ -153,12 +157,15 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         adapters: AdapterChoice = None,
+        best_of: int | None = None,
     ) -> list[Completion]:
         """Continue prompts, all of them in one batch as far as there is room.
 
         Args:
             prompts: one prompt or several.
             params: for all of them; ``n`` completions each, one after the other in the result.
+            best_of: make so many per prompt and return the ``n`` with the highest mean
+                log-probability, the best first.
             adapters: a loaded adapter, or several with scales: ``[("sql", 1.0), ("terse", 0.5)]``.
 
         Raises:
@@ -166,12 +173,58 @@ class LLM:
             EngineError: the engine failed.
         """
         params = params or SamplingParams()
+        if best_of is not None and best_of < params.n:
+            raise RequestError("best_of must not be below n", param="best_of")
+        made = params
+        if best_of is not None:
+            made = replace(params, n=best_of, logprobs=params.logprobs or 0)
         requests = [
             request
             for prompt in self._prompts(prompts)
-            for request in requests_for(prompt, params, self._pairs(adapters))
+            for request in requests_for(prompt, made, self._pairs(adapters))
         ]
-        return self._collector().completions(requests)
+        done = self._collector().completions(requests)
+        if best_of is None:
+            return done
+        groups = [best_first(done[i : i + best_of]) for i in range(0, len(done), best_of)]
+        best = [completion for group in groups for completion in group[: params.n]]
+        return best if params.logprobs is not None else [replace(c, logprobs=None) for c in best]
+
+    def beam_search(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        width: int = 4,
+        max_tokens: int = 64,
+        length_penalty: float = 1.0,
+        early_stopping: EarlyStopping = False,
+        adapters: AdapterChoice = None,
+    ) -> list[list[Beam]]:
+        """The likeliest continuations, by beam search.
+
+        Args:
+            prompts: one prompt or several.
+            width, max_tokens, length_penalty, early_stopping: see ``search.BeamSearch``.
+            adapters: as for ``generate``.
+
+        Returns: ``width`` beams per prompt, the best first.
+        """
+        searches = []
+        for ids in self._prompts(prompts):
+            room = max(self.engine.max_context - len(ids), 1)
+            options = {"length_penalty": length_penalty, "early_stopping": early_stopping}
+            searches.append(
+                BeamSearch(
+                    ids,
+                    width=width,
+                    max_tokens=min(max_tokens, room),
+                    end_ids=self.tokenizer.eos_ids,
+                    banned_ids=frozenset(self.tokenizer.suppressed_ids),
+                    adapters=self._pairs(adapters),
+                    **options,
+                )
+            )
+        return search(searches, self.engine, self.tokenizer)
 
     def chat(
         self,
@@ -355,7 +408,10 @@ def _chat_template(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTem
         return None
 
 
-def _close(engine: EngineThread, template: ChatTemplate | None) -> None:
+def _close(
+    engine: EngineThread, template: ChatTemplate | None, constraints: ConstraintCompiler
+) -> None:
     engine.stop()
+    constraints.close()
     if template is not None:
         template.close()
