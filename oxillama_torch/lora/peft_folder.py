@@ -87,7 +87,7 @@ def _low_rank(
     magnitude = parts.get("magnitude")
     if embedding:  # peft holds the change of the transposed table
         return LoraTerm(parts[b].T.contiguous(), parts[a].T.contiguous(), scaling, magnitude)
-    _check_rows(name, module, parts, targets.shapes[stem][0])
+    _check_rows(name, module, parts, targets.shapes[stem])
     return LoraTerm(
         parts[a],
         targets.file_rows(stem, parts[b]),
@@ -123,13 +123,13 @@ def _check_base(name: str, stem: str, base: Tensor, targets: BaseWeights) -> Non
         raise invalid_adapter(name, f"it was trained on another {stem} than the model's")
 
 
-def _check_rows(name: str, module: str, parts: dict[str, Tensor], outputs: int) -> None:
+def _check_rows(name: str, module: str, parts: dict[str, Tensor], layer: tuple[int, ...]) -> None:
     """Rows may be put into another order before ``Adapter.build`` sees them: all must be there."""
     for part in ("lora_B", "magnitude"):
-        if part in parts and len(parts[part]) != outputs:
+        if part in parts and len(parts[part]) != layer[0]:
             shape = tuple(parts[part].shape)
             raise invalid_adapter(
-                name, f"{part} of {module} is {shape}, the model's layer has {outputs} outputs"
+                name, f"{part} of {module} is {shape}, the model's {layer} has {layer[0]} outputs"
             )
 
 

@@ -10,8 +10,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from oxillama_torch.errors import CapacityError, RequestError
 from oxillama_torch.kernels.lora.op import FactorTable
@@ -19,7 +18,28 @@ from oxillama_torch.lora.adapter import Adapter, read_adapter
 from oxillama_torch.lora.attach import factor_table, table_bytes
 from oxillama_torch.lora.targets import Targets
 
-__all__ = ["AdapterRegistry", "LoadedAdapter"]
+__all__ = ["AdapterFacts", "AdapterRegistry", "LoadedAdapter"]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFacts:
+    """What is known of an adapter, on the device or put away.
+
+    Args:
+        name: how requests call it.
+        digest: of its content.
+        ranks: of its low-rank changes, ascending.
+        nbytes: on the device, when it is there.
+        pinned: it is never put away.
+        resident: it is on the device now.
+    """
+
+    name: str
+    digest: str
+    ranks: tuple[int, ...]
+    nbytes: int
+    pinned: bool
+    resident: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,14 +63,20 @@ class LoadedAdapter:
         """Bytes on the device."""
         return table_bytes(self.table)
 
+    def facts(self, pinned: bool) -> AdapterFacts:
+        """What there is to know of it."""
+        ranks = tuple(self.adapter.ranks)
+        return AdapterFacts(self.adapter.name, self.digest, ranks, self.nbytes, pinned, True)
 
-@dataclass(slots=True)
+
 class _Entry:
-    """A name: ``loaded`` is None while only the way to its files is known."""
+    """A name: ``loaded`` is None while the adapter is put away."""
 
-    path: Path | None
-    pinned: bool
-    loaded: LoadedAdapter | None
+    def __init__(self, loaded: LoadedAdapter, pinned: bool) -> None:
+        self.loaded: LoadedAdapter | None = loaded
+        self.path = loaded.adapter.path
+        self.pinned = pinned or self.path is None
+        self.facts = loaded.facts(self.pinned)
 
 
 class AdapterRegistry:
@@ -87,7 +113,7 @@ class AdapterRegistry:
     def add(self, adapter: Adapter, *, pinned: bool = False) -> LoadedAdapter:
         """Take in an adapter that has been read; one without a path is never put away."""
         loaded = LoadedAdapter(adapter, factor_table(adapter, self.targets))
-        self._insert(_Entry(adapter.path, pinned or adapter.path is None, loaded))
+        self._insert(_Entry(loaded, pinned))
         return loaded
 
     def drop(self, name: str) -> None:
@@ -112,10 +138,11 @@ class AdapterRegistry:
         with self._lock:
             return sorted(self._entries)
 
-    def paths(self) -> dict[str, Path | None]:
-        """Name -> where it was read; None: it was made here."""
+    def facts(self) -> list[AdapterFacts]:
+        """What is known of every adapter, in alphabetical order; none is read or used for this."""
         with self._lock:
-            return {name: entry.path for name, entry in sorted(self._entries.items())}
+            entries = [entry for _, entry in sorted(self._entries.items())]
+            return [replace(e.facts, resident=e.loaded is not None) for e in entries]
 
     def get(self, name: str) -> LoadedAdapter:
         """The adapter called ``name``, read again if it was put away.
@@ -132,8 +159,14 @@ class AdapterRegistry:
             if entry.loaded is not None:
                 return entry.loaded
         adapter = read_adapter(name, entry.path, self.targets)
+        if adapter.digest != entry.facts.digest:
+            raise RequestError(
+                f"the files of adapter {name!r} have changed since it was loaded: load it again",
+                code="adapter_changed",
+                param="adapters",
+            )
         loaded = LoadedAdapter(adapter, factor_table(adapter, self.targets))
-        self._insert(_Entry(entry.path, entry.pinned, loaded), replacing=entry)
+        self._insert(_Entry(loaded, entry.pinned), replacing=entry)
         return loaded
 
     def resolve(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from flask import Blueprint, Response, jsonify, request
 
 from oxillama_torch.errors import RequestError
+from oxillama_torch.lora.registry import AdapterFacts
 from oxillama_torch.server.admin.paths import inside, reading
 from oxillama_torch.server.http import json_body
 from oxillama_torch.server.pool import Services
@@ -25,7 +26,7 @@ def blueprint(services: Services) -> Blueprint:
     def list_loras() -> Response:
         asked = request.args.get("model")
         of = services.ready() if asked is None else [_model(services, asked)]
-        data = [_describe(service, n) for service in of for n in service.engine.adapters.names()]
+        data = [_describe(service, f) for service in of for f in service.engine.adapters.facts()]
         return jsonify({"object": "list", "data": data})
 
     @routes.post("/admin/loras")
@@ -36,8 +37,8 @@ def blueprint(services: Services) -> Blueprint:
             raise RequestError("an adapter cannot have a model's name", param="name")
         path = inside(service.config.adapter_root, body.path, "adapter")
         with reading("adapter"):
-            service.engine.adapters.load(body.name, path, pinned=body.pinned)
-        return jsonify(_describe(service, body.name)), 201
+            loaded = service.engine.adapters.load(body.name, path, pinned=body.pinned)
+        return jsonify(_describe(service, loaded.facts(body.pinned))), 201
 
     @routes.delete("/admin/loras/<path:name>")
     def drop(name: str) -> Response:
@@ -52,14 +53,15 @@ def _model(services: Services, name: str | None) -> Service:
     return services.default if name is None else services.find(name)[0]
 
 
-def _describe(service: Service, name: str) -> dict:
-    adapter = service.engine.adapters.get(name)
+def _describe(service: Service, facts: AdapterFacts) -> dict:
     return {
-        "id": name,
-        "name": name,
+        "id": facts.name,
+        "name": facts.name,
         "object": "lora",
         "parent": service.model_id,
-        "digest": adapter.digest,
-        "ranks": adapter.adapter.ranks,
-        "bytes": adapter.nbytes,
+        "digest": facts.digest,
+        "ranks": list(facts.ranks),
+        "bytes": facts.nbytes,
+        "pinned": facts.pinned,
+        "resident": facts.resident,
     }

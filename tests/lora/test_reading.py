@@ -149,7 +149,7 @@ BROKEN = {
     ),
     "outputs": (
         set_to(KEY.format("B"), torch.zeros(96, 4)),
-        r"lora_B of .*q_proj is \(96, 4\), the model's layer has 128 outputs",
+        r"lora_B of .*q_proj is \(96, 4\), the model's \(128, 256\) has 128 outputs",
     ),
     "ranks": (
         set_to(KEY.format("B"), torch.zeros(128, 5)),

@@ -8,21 +8,24 @@ import threading
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from oxillama_torch.config import ServerConfig
+from oxillama_torch.llm import LLM
 from oxillama_torch.sampling.params import SamplingParams
+from oxillama_torch.server.app import close_app, create_app
 
 RANK = 4
 PROMPT = "import os\n\ndef join("
 
 
-def write_adapter(folder, llm, seed):
+def write_adapter(folder, llm, seed, hidden=256):
     """A random adapter on every attention and feed-forward projection of the demo model."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     sizes = {
-        "self_attn.q_proj": (256, 256), "self_attn.v_proj": (256, 128),
-        "mlp.gate_proj": (256, 768), "mlp.down_proj": (768, 256),
+        "self_attn.q_proj": (hidden, 256), "self_attn.v_proj": (hidden, 128),
+        "mlp.gate_proj": (hidden, 768), "mlp.down_proj": (768, hidden),
     }  # fmt: skip
     for layer in range(2):
         for module, (inputs, outputs) in sizes.items():
@@ -118,6 +121,84 @@ def test_load_replace_and_drop(client, root, llm):
     assert client.delete("/admin/loras/red").status_code == 404
     body = {"model": "red", "prompt": PROMPT}
     assert client.post("/v1/completions", json=body).status_code == 404
+
+
+@pytest.mark.parametrize("scale", ["1e999", "NaN", "-Infinity"])
+@pytest.mark.parametrize("route", ["completions", "chat/completions"])
+def test_scales_that_are_not_finite_are_refused(client, model_id, route, scale):
+    asks = {"prompt": "x", "messages": [{"role": "user", "content": "x"}]}
+    key = "messages" if route.startswith("chat") else "prompt"
+    body = {"model": model_id, key: asks[key], "lora": [{"name": "red", "scale": 0}]}
+    text = json.dumps(body).replace('"scale": 0', f'"scale": {scale}')
+    response = client.post(f"/v1/{route}", data=text, content_type="application/json")
+    assert response.status_code == 400, response.get_json()
+
+
+def test_an_unknown_one_is_named_with_those_there_are(client, model_id):
+    body = {"model": model_id, "prompt": "x", "lora": "green"}
+    error = client.post("/v1/completions", json=body).get_json()["error"]
+    assert error["code"] == "adapter_not_found"
+    assert "'green'" in error["message"] and "blue, red" in error["message"]
+    response = client.post("/v1/completions", json={"model": "green", "prompt": "x"})
+    assert (response.status_code, response.get_json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_an_adapter_of_another_model_is_refused_with_both_shapes(client, root, llm):
+    """A base of another width; and factors whose ranks differ."""
+    write_adapter(root / "wide", llm, 3, hidden=320)
+    response = client.post("/admin/loras", json={"name": "x", "path": "wide"})
+    error = response.get_json()["error"]
+    assert (response.status_code, error["code"]) == (400, "invalid_adapter")
+    assert "(320, 4)" in error["message"] and "(256, 768)" in error["message"]
+    write_adapter(root / "odd", llm, 3)
+    tensors = load_file(root / "odd" / "adapter_model.safetensors")
+    key = next(key for key in tensors if key.endswith("gate_proj.lora_B.weight"))
+    tensors[key] = torch.zeros(768, RANK + 1)
+    save_file(tensors, root / "odd" / "adapter_model.safetensors")
+    response = client.post("/admin/loras", json={"name": "x", "path": "odd"})
+    error = response.get_json()["error"]
+    assert (response.status_code, error["code"]) == (400, "invalid_adapter")
+    assert "(768, 5)" in error["message"] and "(768, 4)" in error["message"]
+
+
+def test_listing_neither_reads_nor_uses_adapters(tmp_path):
+    """Beyond the budget, the one used longest ago is put away; listing changes nothing of that."""
+    root = tmp_path / "adapters"
+    for seed, name in enumerate("abc"):
+        write_adapter(root / name, None, seed)
+    options = {"device": "cpu", "kv_pages": 16, "max_context": 64}
+    with LLM(**options) as free:
+        free.load_adapter("a", root / "a")
+        size = free.engine.adapters.facts()[0].nbytes
+    with LLM(adapter_memory_bytes=2 * size, **options) as llm:
+        app = create_app(ServerConfig(adapter_root=root), llm)
+        try:
+            client = app.test_client()
+            for name in "abc":
+                body = {"name": name, "path": name, "pinned": name == "c"}
+                loaded = client.post("/admin/loras", json=body)
+                assert loaded.status_code == 201 and loaded.get_json()["resident"]
+            for _ in range(2):
+                data = client.get("/admin/loras").get_json()["data"]
+                assert [(i["id"], i["resident"], i["pinned"]) for i in data] == [
+                    ("a", False, False), ("b", True, False), ("c", True, True),
+                ]  # fmt: skip
+            assert _text(client, "a")  # read again; "b" makes room
+            data = client.get("/admin/loras").get_json()["data"]
+            assert [item["resident"] for item in data] == [True, False, True]
+            write_adapter(root / "b2", None, 9)
+            (root / "b2" / "adapter_model.safetensors").replace(
+                root / "b" / "adapter_model.safetensors"
+            )
+            response = client.post("/v1/completions", json={"model": "b", "prompt": "x"})
+            assert response.status_code == 400
+            assert response.get_json()["error"]["code"] == "adapter_changed"
+            body = {"name": "d", "path": "a", "pinned": True}
+            assert client.post("/admin/loras", json=body).status_code == 201
+            full = client.post("/admin/loras", json={**body, "name": "e"})
+            assert full.status_code == 429 and "pinned" in full.get_json()["error"]["message"]
+        finally:
+            close_app(app)
 
 
 @pytest.mark.parametrize(
