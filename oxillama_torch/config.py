@@ -47,6 +47,7 @@ class EngineConfig:
         adapter_memory_bytes: for adapters on the device; beyond it those used longest ago are read
             again when a request names them. None: no limit.
         threads: torch threads on CPU; None: torch's own choice.
+        type_39_is_q1_0: the file is OxiLLaMa's, whose Q1_0 tensors have the number of MXFP4.
     """
 
     model: Path | None = None
@@ -65,6 +66,7 @@ class EngineConfig:
     inbox_size: int = 256
     adapter_memory_bytes: int | None = None
     threads: int | None = None
+    type_39_is_q1_0: bool = False
 
     def __post_init__(self) -> None:
         _choice("numerics", self.numerics, ("auto", "invariant", "fast"))

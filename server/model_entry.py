@@ -10,10 +10,10 @@ from typing import Literal
 
 from oxillama_torch.config import EngineConfig
 from oxillama_torch.engine.engine import DEFAULT_BATCH_SIZE
-from oxillama_torch.engine.loading import resolve
+from oxillama_torch.engine.loading import open_model, resolve
 from oxillama_torch.errors import RequestError
 from oxillama_torch.gguf.metadata import Metadata
-from oxillama_torch.gguf.reader import GGUFFile, read_gguf
+from oxillama_torch.gguf.reader import GGUFFile
 from oxillama_torch.kernels import registry
 from oxillama_torch.models.config import ModelConfig
 from oxillama_torch.models.memory import MemoryPlan, memory_plan
@@ -128,7 +128,7 @@ def engine_config(base: EngineConfig, path: Path) -> EngineConfig:
     """
     config = replace(base, model=path, kernels=registry.format_rules(registry.active_rules()))
     if config.kv_pages is None and config.kv_memory_bytes is None:
-        with read_gguf(path) as gguf:
+        with open_model(config) as gguf:
             model, plan = _plan(gguf, config)
         tokens = _KV_CONTEXTS * min(config.max_context or math.inf, model.context_length)
         config = replace(config, kv_memory_bytes=int(tokens) * plan.kv_bytes_per_token)
@@ -141,7 +141,7 @@ def planned_bytes(config: EngineConfig) -> int:
     Raises:
         GGUFError, UnsupportedError, OSError: the file cannot be served.
     """
-    with read_gguf(config.model_path) as gguf:
+    with open_model(config) as gguf:
         model, plan = _plan(gguf, config)
     context = min(config.max_context or math.inf, model.context_length)
     tokens = int(context) * (config.max_batch_size or DEFAULT_BATCH_SIZE)

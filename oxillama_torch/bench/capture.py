@@ -10,7 +10,7 @@ import torch
 
 from oxillama_torch.bench.cases import Case
 from oxillama_torch.config import EngineConfig
-from oxillama_torch.gguf.reader import read_gguf
+from oxillama_torch.engine.loading import open_model
 from oxillama_torch.kernels import registry
 from oxillama_torch.kernels.formats.base import PackedTensor
 from oxillama_torch.kernels.registry import Call, Kernel
@@ -33,7 +33,7 @@ def capture(config: EngineConfig, prompt: str) -> list[Case]:
         prompt: text.
     """
     # One request needs few pages, and every case of attention keeps a copy of them all.
-    with read_gguf(config.model_path) as gguf:
+    with open_model(config) as gguf:
         tokens = len(Tokenizer.from_gguf(gguf.metadata).encode(prompt)) + _NEW_TOKENS
     pages = -(-tokens // config.page_size) + 1
     config = replace(config, max_batch_size=1, max_context=tokens, kv_pages=pages)

@@ -22,7 +22,7 @@ from oxillama_torch.cli.options import (
     engine_config,
 )
 from oxillama_torch.config import ServerConfig, from_environment
-from oxillama_torch.gguf.reader import read_gguf
+from oxillama_torch.engine.loading import open_model
 
 __all__ = ["serve"]
 
@@ -124,7 +124,7 @@ def serve(
     given = {name: value for name, value in given.items() if value is not None}
     server = replace(from_environment(ServerConfig()), **given)
     # A bad file ends the command here, with its own exit code, before a worker is forked.
-    read_gguf(engine.model_path).close()
+    open_model(engine).close()
 
     from oxillama_torch.server.run import serve as run_server  # Flask only where it is needed
 

@@ -11,7 +11,7 @@ from oxillama_torch import __version__
 from oxillama_torch.config import EngineConfig, environment
 from oxillama_torch.engine.engine import Engine, on_device
 from oxillama_torch.errors import UnsupportedError
-from oxillama_torch.gguf.reader import GGUFFile
+from oxillama_torch.gguf.reader import GGUFFile, read_gguf
 from oxillama_torch.kernels import registry
 from oxillama_torch.kernels.formats.base import PackedTensor
 from oxillama_torch.kernels.quant_matmul import compiled, cpu, dense
@@ -23,7 +23,14 @@ from oxillama_torch.models.loader import load_model
 from oxillama_torch.sampling.constraint_matcher import ConstraintCompiler
 from oxillama_torch.sampling.words import Words
 
-__all__ = ["fingerprint", "load_engine", "prepare_kernels", "resolve", "weights_of"]
+__all__ = [
+    "fingerprint",
+    "load_engine",
+    "open_model",
+    "prepare_kernels",
+    "resolve",
+    "weights_of",
+]
 
 _SAMPLE_BYTES = 256
 
@@ -49,6 +56,11 @@ def resolve(config: EngineConfig) -> tuple[torch.device, torch.dtype, str]:
     if numerics == "auto":
         numerics = "fast" if device.type == "cuda" else "invariant"
     return device, dtype, numerics
+
+
+def open_model(config: EngineConfig) -> GGUFFile:
+    """The file that a configuration names, read as it says; errors as ``read_gguf``'s."""
+    return read_gguf(config.model_path, type_39_is_q1_0=config.type_39_is_q1_0)
 
 
 def load_engine(

@@ -54,8 +54,6 @@ _REMOVED_TYPES = {
     4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8",
     36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8",
 }  # fmt: skip
-
-
 @dataclass(frozen=True, slots=True)
 class RawTensor:
     """One tensor of one file.
@@ -86,22 +84,24 @@ class Header:
     entries: dict[str, tuple[int, int]]
 
 
-def parse_header(data: Any, path: str | None = None) -> Header:
+def parse_header(data: Any, path: str | None = None, *, type_39_is_q1_0: bool = False) -> Header:
     """Parse a GGUF file.
 
     Args:
         data: the whole file: bytes or an mmap. Numeric arrays of the result are views of it.
         path: for messages.
+        type_39_is_q1_0: read tensor type 39, which is MXFP4, as Q1_0; see ``read_gguf``.
 
     Raises:
         GGUFError: the file is malformed, big-endian or of an unknown version.
     """
-    return _Parser(data, path).header()
+    return _Parser(data, path, type_39_is_q1_0).header()
 
 
 class _Parser:
-    def __init__(self, data: Any, path: str | None) -> None:
+    def __init__(self, data: Any, path: str | None, type_39_is_q1_0: bool) -> None:
         self.data, self.path = data, path
+        self.type_39 = GGMLType.Q1_0 if type_39_is_q1_0 else GGMLType.MXFP4
         self.at, self.size = 0, len(data)
         self.width = 8  # bytes of a count or length
         self.about: str | None = None  # the key or tensor being read, for messages
@@ -307,6 +307,8 @@ class _Parser:
     def tensor_type(self) -> GGMLType:
         start = self.at
         id = self.u32("a tensor type")
+        if id == GGMLType.MXFP4:
+            return self.type_39
         try:
             return GGMLType(id)
         except ValueError:
@@ -323,11 +325,13 @@ class _Parser:
             self.about = tensor.name
             at = data_start + tensor.offset
             if tensor.offset < end:
-                self.fail(f"its data overlaps that of {before!r}", at=at)
+                hint = _type_39_hint(raw[before].type)
+                self.fail(f"its data overlaps that of {before!r}{hint}", at=at)
             end, before = tensor.offset + tensor.nbytes, tensor.name
             if data_start + end > self.size:
+                hint = _type_39_hint(tensor.type)
                 self.fail(
-                    f"its data of {tensor.nbytes} bytes runs past the end of the file",
+                    f"its data of {tensor.nbytes} bytes runs past the end of the file{hint}",
                     f"a file of at least {data_start + end} bytes, it has {self.size}",
                     at,
                 )
@@ -335,3 +339,10 @@ class _Parser:
             name: RawTensor(name, t.type, t.shape, data_start + t.offset, t.nbytes)
             for name, t in raw.items()
         }
+
+
+def _type_39_hint(type: GGMLType) -> str:
+    """Q1_0 takes a quarter of the bytes of MXFP4, whose number it has in OxiLLaMa's files."""
+    if type != GGMLType.MXFP4:
+        return ""
+    return "; if type 39 means Q1_0 here, as OxiLLaMa has it, set type_39_is_q1_0"

@@ -144,6 +144,7 @@ class _Shard:
     path: Path
     mapping: mmap.mmap
     header: Header
+    type_39_is_q1_0: bool
 
     def key(self, name: str) -> int:
         """The value of a ``split.*`` key, 0 when it is missing."""
@@ -153,18 +154,20 @@ class _Shard:
         return value
 
 
-def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
+def read_gguf(path: str | os.PathLike[str], *, type_39_is_q1_0: bool = False) -> GGUFFile:
     """Open and check a GGUF file, or the split set that a file belongs to.
 
     Args:
         path: the file, or any one of the files of a split set.
+        type_39_is_q1_0: read tensor type 39 as Q1_0, for files of OxiLLaMa 0.1. Everywhere else 39
+            is MXFP4 and 41 is Q1_0.
 
     Raises:
         GGUFError: the file cannot be opened (the OSError is its cause), is malformed, or files of
             the set are missing or do not fit together.
     """
     path = Path(path)
-    first = _open(path)
+    first = _open(path, type_39_is_q1_0)
     count = first.key("split.count")
     shards = [first] if count <= 1 else _open_set(first, count)
     gguf = GGUFFile(path, shards)
@@ -179,7 +182,7 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     return gguf
 
 
-def _open(path: Path) -> _Shard:
+def _open(path: Path, type_39_is_q1_0: bool) -> _Shard:
     try:
         # Not blocking: a FIFO without a writer would hold open() for ever.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -202,7 +205,8 @@ def _open(path: Path) -> _Shard:
         raise GGUFError(f"cannot map the file: {error}", path=str(path)) from error
     finally:
         os.close(fd)
-    return _Shard(path, mapping, parse_header(mapping, str(path)))
+    header = parse_header(mapping, str(path), type_39_is_q1_0=type_39_is_q1_0)
+    return _Shard(path, mapping, header, type_39_is_q1_0)
 
 
 def _open_set(first: _Shard, count: int) -> list[_Shard]:
@@ -220,7 +224,7 @@ def _open_set(first: _Shard, count: int) -> list[_Shard]:
     shards = []
     for index in range(count):
         path = first.path.with_name(f"{match['base']}-{index + 1:05d}-of-{count:05d}.gguf")
-        shard = first if index == number else _open(path)
+        shard = first if index == number else _open(path, first.type_39_is_q1_0)
         for key, value in (("split.no", index), ("split.count", count)):
             if shard.key(key) != value:
                 raise GGUFError(

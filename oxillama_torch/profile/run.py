@@ -11,9 +11,8 @@ import torch
 
 from oxillama_torch.config import EngineConfig
 from oxillama_torch.engine.engine import Engine
-from oxillama_torch.engine.loading import load_engine, resolve
+from oxillama_torch.engine.loading import load_engine, open_model, resolve
 from oxillama_torch.engine.request import GenerationRequest, RequestHandle
-from oxillama_torch.gguf.reader import read_gguf
 from oxillama_torch.profile.recorder import Record, Recorder, recording
 from oxillama_torch.sampling.params import SamplingParams
 from oxillama_torch.tokenizer.tokenizer import Tokenizer
@@ -47,7 +46,7 @@ def profile_prompt(
         new_tokens: tokens to generate, at least 2: the first belongs to the prefill.
         trace: where to write a Chrome trace of the same run, or None.
     """
-    with read_gguf(config.model_path) as gguf:
+    with open_model(config) as gguf:
         tokenizer = Tokenizer.from_gguf(gguf.metadata)
         engine = load_engine(config, gguf, eos_ids=frozenset())
     ids = tuple(tokenizer.encode(prompt))

@@ -9,9 +9,8 @@ import torch
 from flask import Blueprint, Response, jsonify
 
 from oxillama_torch.engine.engine import Engine
-from oxillama_torch.engine.loading import fingerprint, prepare_kernels, weights_of
+from oxillama_torch.engine.loading import fingerprint, open_model, prepare_kernels, weights_of
 from oxillama_torch.errors import RequestError, UnsupportedError
-from oxillama_torch.gguf.reader import read_gguf
 from oxillama_torch.kernels import registry
 from oxillama_torch.kernels.choices import Choice, choices
 from oxillama_torch.server.http import json_body
@@ -120,5 +119,5 @@ def _switch(engines: list[Engine], rules: tuple[registry.Rule, ...]) -> None:
 def _rename(service: Service) -> None:
     """Other kernels, other bits: the fingerprint follows."""
     if service.owner is not None:
-        with read_gguf(service.owner.config.model_path) as gguf:
+        with open_model(service.owner.config) as gguf:
             service.fingerprint = fingerprint(service.owner.config, gguf)

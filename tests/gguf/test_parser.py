@@ -92,6 +92,19 @@ def test_type_39_is_mxfp4() -> None:
     assert parse_header(file.build()).tensors["t"].nbytes == 34
 
 
+def test_type_39_is_q1_0_when_asked_for() -> None:
+    """OxiLLaMa's layout, 128 weights in 18 bytes, which do not hold 128 weights of MXFP4."""
+    file = File().tensor("a", [128], 39).tensor("b", [128], 39, 32)
+    file.data = bytes(100)
+    tensors = parse_header(file.build(), type_39_is_q1_0=True).tensors
+    assert [(t.type, t.nbytes) for t in tensors.values()] == [(GGMLType.Q1_0, 18)] * 2
+    with pytest.raises(GGUFError, match="overlaps that of 'a'; if type 39 means Q1_0 .*type_39_is"):
+        parse_header(file.build())
+    file.data = bytes(50)
+    with pytest.raises(GGUFError, match="past the end of the file; if type 39 means Q1_0"):
+        parse_header(file.build())
+
+
 @pytest.mark.parametrize("version", [1, 2, 3])
 def test_truncated_anywhere(version: int) -> None:
     data = every_type(version).build()
