@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.gguf.reader import GGUFFile, TensorInfo
 from oxillama_torch.gguf.types import GGMLType, row_bytes
 from oxillama_torch.kernels.formats import PackedTensor
@@ -71,7 +72,11 @@ def _loaded_bytes(info: TensorInfo) -> int:
     """Bytes of a tensor once it is loaded: vectors become float32, rows of planes are padded."""
     if len(info.shape) == 1:
         return 4 * info.shape[0]
-    return math.prod(info.shape[:-1]) * _packed_row_bytes(info.type, info.shape[-1])
+    try:
+        return math.prod(info.shape[:-1]) * _packed_row_bytes(info.type, info.shape[-1])
+    except UnsupportedError as error:
+        what = f"tensor {info.name!r}: {error.what}"
+        raise UnsupportedError(what, error.supported) from None
 
 
 @functools.cache

@@ -10,10 +10,14 @@ from paged_runner import PagedRunner
 from tiny_models import write_tiny
 
 from oxillama_torch.errors import GGUFError, UnsupportedError
+from oxillama_torch.gguf.metadata import Metadata
 from oxillama_torch.gguf.reader import read_gguf
+from oxillama_torch.gguf.types import TYPE_SIZES, GGMLType
 from oxillama_torch.layers.linear import Embedding, QuantLinear
 from oxillama_torch.layers.moe import MixtureOfExperts
+from oxillama_torch.models.config import ModelConfig
 from oxillama_torch.models.loader import load_model
+from oxillama_torch.models.memory import memory_plan
 
 IDS = list(range(20, 40))
 
@@ -81,6 +85,20 @@ def test_integer_tensor_is_refused(tiny, tmp_path):
     wrong = {"blk.0.attn_norm.weight": (np.ones(256 * 4, np.uint8), "I32")}
     with pytest.raises(UnsupportedError, match=r"blk\.0\.attn_norm\.weight.*I32"):
         load(rewrite(tiny, tmp_path / "bad.gguf", tensors=wrong))
+
+
+@pytest.mark.parametrize("type_name", ["F64", "I8", "I16", "I32", "I64"])
+def test_types_that_are_only_stored_are_no_weights(type_name, tiny, tmp_path):
+    columns = 256 * TYPE_SIZES[GGMLType[type_name]].block_bytes
+    wrong = {"blk.0.attn_q.weight": (np.ones((128, columns), np.uint8), type_name)}
+    path = rewrite(tiny, tmp_path / "bad.gguf", tensors=wrong)
+    with pytest.raises(UnsupportedError, match=rf"blk\.0\.attn_q\.weight.*{type_name}.*Q4_K"):
+        load(path)
+    with (
+        read_gguf(path) as gguf,
+        pytest.raises(UnsupportedError, match=rf"blk\.0\.attn_q\.weight.*{type_name}"),
+    ):
+        memory_plan(gguf, ModelConfig.from_metadata(Metadata(gguf.metadata)), dtype=torch.float32)
 
 
 def test_unknown_key_is_named(tiny, tmp_path):
