@@ -58,11 +58,11 @@ def create_run(
         assistant = None
         if body.assistant_id is not None:
             assistant = fetch(session, AssistantRow, body.assistant_id, "assistant").data
-    run = new_run(thread_id, body.fields(assistant))
-    builder = RunBuilder(run, dict(NO_TOKENS))
+    queued = new_run(thread_id, body.fields(assistant))
+    builder = RunBuilder(_copy(queued), dict(NO_TOKENS))
     generation = _generation(services, builder, objects)
     first: list[Event] = [] if thread is None else [("thread.created", thread)]
-    first.append(("thread.run.created", _copy(run)))
+    first.append(("thread.run.created", queued))
 
     def write(session: Session) -> None:
         if thread is not None:
@@ -70,7 +70,7 @@ def create_run(
         else:
             require_idle(session, thread_id, "Can't run")
         write_messages(session, messages)
-        add_run(session, run)
+        add_run(session, queued)
 
     return _run(builder, generation, first, write, stream=bool(body.stream))
 
