@@ -22,7 +22,10 @@ SIZE = 4
 class Simulation:
     """A scheduler, and what its requests have received."""
 
-    def __init__(self, *, pages=64, batch_size=8, budget=16, context=10**6, prefix_cache=True):
+    def __init__(
+        self, *, pages=64, batch_size=8, budget=16, context=10**6, prefix_cache=True, run=1
+    ):
+        self.longest_run = run
         manager = PageManager(pages, SIZE, prefix_cache=prefix_cache)
         self.pages, self.budget = manager, budget
         self.scheduler = Scheduler(
@@ -73,15 +76,19 @@ class Simulation:
                 if self.pages.allocator.references(page) > 1
             ]
             assert not read_only, "a shared page is never written"
-        chosen = {
-            item.state: [100 + len(item.state.token_ids)] for item in batch.items if item.samples
-        }
-        for state in chosen:
-            self.received[state] += 1
+        chosen = {item.state: self.new_tokens(item.state) for item in batch.items if item.samples}
+        for state, tokens in chosen.items():
+            self.received[state] += len(tokens)
         for state, reason in self.scheduler.postprocess(batch, chosen):
             self.finished[state] = reason
         self.check_pages()
         return batch
+
+    def new_tokens(self, state) -> list[int]:
+        """One token, or several as where a grammar leaves no choice."""
+        known = len(state.token_ids)
+        count = min(1 + known * 7 % self.longest_run, state.stop_at - known)
+        return [100 + known + i for i in range(count)]
 
     def check_pages(self):
         allocator = self.pages.allocator
@@ -123,11 +130,14 @@ REQUESTS = st.lists(
     prefix_cache=st.booleans(),
     requests=REQUESTS,
     cancel_every=st.integers(2, 9),
+    run=st.integers(1, 12),
 )
 def test_random_loads_come_to_an_end(
-    pages, batch_size, budget, prefix_cache, requests, cancel_every
+    pages, batch_size, budget, prefix_cache, requests, cancel_every, run
 ):
-    sim = Simulation(pages=pages, batch_size=batch_size, budget=budget, prefix_cache=prefix_cache)
+    sim = Simulation(
+        pages=pages, batch_size=batch_size, budget=budget, prefix_cache=prefix_cache, run=run
+    )
     cancelled = []
     for number, (length, max_tokens, priority, scored, prefix, pause) in enumerate(requests):
         state = sim.add(
