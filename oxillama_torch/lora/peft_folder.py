@@ -25,7 +25,7 @@ from oxillama_torch.lora.peft_experts import ExpertReader
 from oxillama_torch.lora.peft_tensors import read_modules
 from oxillama_torch.lora.terms import LoraTerm, Replacement, Term
 
-__all__ = ["read_config", "read_peft_terms"]
+__all__ = ["prepare_reading", "read_config", "read_peft_terms"]
 
 # Options that are read here, that only matter when training, or that merely describe.
 # fmt: off
@@ -42,6 +42,11 @@ _HARMLESS = frozenset({
 # Ways to start that leave the model's own weights alone; PiSSA and its kin subtract from them.
 _PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 _MAX_DISTANCE = 0.5  # of two tables over the length of one; Q2_K is some 0.2 away
+
+
+def prepare_reading() -> None:
+    """Import peft now: it takes seconds of this interpreter, in which streams would stand still."""
+    import peft  # noqa: F401
 
 
 def read_peft_terms(name: str, folder: Path, targets: BaseWeights) -> dict[str, Term]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from flask import Blueprint, Response, jsonify, request
 
 from oxillama_torch.errors import RequestError
+from oxillama_torch.lora.peft_folder import prepare_reading
 from oxillama_torch.lora.registry import AdapterFacts
 from oxillama_torch.server.admin.paths import inside, reading
 from oxillama_torch.server.http import json_body
@@ -21,6 +22,8 @@ __all__ = ["blueprint"]
 def blueprint(services: Services) -> Blueprint:
     """Routes of adapter administration; ``model`` says whose, where it is not the first's."""
     routes = Blueprint("loras", __name__)
+    if services.default.config.adapter_root is not None:
+        prepare_reading()
 
     @routes.get("/admin/loras")
     def list_loras() -> Response:

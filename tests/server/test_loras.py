@@ -4,10 +4,10 @@ The adapters are random peft folders for the demo model, written by hand.
 """
 
 import json
-import threading
 
 import pytest
 import torch
+from demo_adapters import RANK, write_adapter
 from safetensors.torch import load_file, save_file
 
 from oxillama_torch.config import ServerConfig
@@ -15,40 +15,14 @@ from oxillama_torch.llm import LLM
 from oxillama_torch.sampling.params import SamplingParams
 from oxillama_torch.server.app import close_app, create_app
 
-RANK = 4
 PROMPT = "import os\n\ndef join("
-
-
-def write_adapter(folder, llm, seed, hidden=256):
-    """A random adapter on every attention and feed-forward projection of the demo model."""
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    sizes = {
-        "self_attn.q_proj": (hidden, 256), "self_attn.v_proj": (hidden, 128),
-        "mlp.gate_proj": (hidden, 768), "mlp.down_proj": (768, hidden),
-    }  # fmt: skip
-    for layer in range(2):
-        for module, (inputs, outputs) in sizes.items():
-            stem = f"base_model.model.model.layers.{layer}.{module}"
-            a = torch.randn(RANK, inputs, generator=generator) / inputs**0.5
-            tensors[f"{stem}.lora_A.weight"] = a
-            tensors[f"{stem}.lora_B.weight"] = torch.randn(outputs, RANK, generator=generator) / 2
-    folder.mkdir(parents=True)
-    save_file(tensors, folder / "adapter_model.safetensors")
-    config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": 8,
-        "target_modules": [name.rsplit(".", 1)[1] for name in sizes],
-        "base_model_name_or_path": "demo",
-    }  # fmt: skip
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folder
 
 
 @pytest.fixture
 def root(tmp_path, llm):
     root = tmp_path / "adapters"
     for seed, name in enumerate(("red", "blue")):
-        write_adapter(root / name, llm, seed)
+        write_adapter(root / name, seed)
     yield root
     for name in llm.adapters:
         llm.unload_adapter(name)
@@ -109,7 +83,7 @@ def test_bad_adapters_are_refused(client, model_id, lora, status):
 
 
 def test_load_replace_and_drop(client, root, llm):
-    write_adapter(root / "other", llm, 9)
+    write_adapter(root / "other", 9)
     before = _text(client, "red")
     loaded = client.post("/admin/loras", json={"name": "red", "path": "other"})
     assert loaded.status_code == 201
@@ -145,12 +119,12 @@ def test_an_unknown_one_is_named_with_those_there_are(client, model_id):
 
 def test_an_adapter_of_another_model_is_refused_with_both_shapes(client, root, llm):
     """A base of another width; and factors whose ranks differ."""
-    write_adapter(root / "wide", llm, 3, hidden=320)
+    write_adapter(root / "wide", 3, hidden=320)
     response = client.post("/admin/loras", json={"name": "x", "path": "wide"})
     error = response.get_json()["error"]
     assert (response.status_code, error["code"]) == (400, "invalid_adapter")
     assert "(320, 4)" in error["message"] and "(256, 768)" in error["message"]
-    write_adapter(root / "odd", llm, 3)
+    write_adapter(root / "odd", 3)
     tensors = load_file(root / "odd" / "adapter_model.safetensors")
     key = next(key for key in tensors if key.endswith("gate_proj.lora_B.weight"))
     tensors[key] = torch.zeros(768, RANK + 1)
@@ -165,7 +139,7 @@ def test_listing_neither_reads_nor_uses_adapters(tmp_path):
     """Beyond the budget, the one used longest ago is put away; listing changes nothing of that."""
     root = tmp_path / "adapters"
     for seed, name in enumerate("abc"):
-        write_adapter(root / name, None, seed)
+        write_adapter(root / name, seed)
     options = {"device": "cpu", "kv_pages": 16, "max_context": 64}
     with LLM(**options) as free:
         free.load_adapter("a", root / "a")
@@ -186,7 +160,7 @@ def test_listing_neither_reads_nor_uses_adapters(tmp_path):
             assert _text(client, "a")  # read again; "b" makes room
             data = client.get("/admin/loras").get_json()["data"]
             assert [item["resident"] for item in data] == [True, False, True]
-            write_adapter(root / "b2", None, 9)
+            write_adapter(root / "b2", 9)
             (root / "b2" / "adapter_model.safetensors").replace(
                 root / "b" / "adapter_model.safetensors"
             )
@@ -206,7 +180,7 @@ def test_listing_neither_reads_nor_uses_adapters(tmp_path):
     [("../outside", 403), ("/etc", 403), ("link", 403), ("absent", 400), ("", 400)],
 )
 def test_paths_stay_inside_the_root(client, root, llm, path, status):
-    write_adapter(root.parent / "outside", llm, 3)
+    write_adapter(root.parent / "outside", 3)
     (root / "link").symlink_to(root.parent / "outside")
     response = client.post("/admin/loras", json={"name": "x", "path": path})
     assert response.status_code == status, response.get_json()
@@ -233,38 +207,3 @@ def test_administration_has_its_own_token(make_app):
         assert found.status_code == status
     headers = {"Authorization": "Bearer root"}
     assert client.get("/v1/models", headers=headers).status_code == 401
-
-
-def test_streams_under_hot_swaps_lose_no_token(app, model_id, root, llm):
-    """Streams with two adapters run on while others are loaded and dropped beside them."""
-    write_adapter(root / "swap", llm, 5)
-    pair = [{"name": "red", "scale": 0.5}, {"name": "blue", "scale": 0.5}]
-    body = {
-        "model": model_id, "prompt": PROMPT, "temperature": 0, "max_tokens": 40,
-        "ignore_eos": True, "lora": pair, "stream": True, "stream_options": {"include_usage": True},
-    }  # fmt: skip
-    expected = _text(app.test_client(), model_id, max_tokens=40, ignore_eos=True, lora=pair)
-    stop, results = threading.Event(), []
-
-    def stream():
-        data = app.test_client().post("/v1/completions", json=body).get_data(as_text=True)
-        events = [json.loads(f[6:]) for f in data.split("\n\n") if f.startswith("data: {")]
-        text = "".join(c["text"] for e in events for c in e["choices"])
-        results.append((text, events[-1]["usage"]["completion_tokens"]))
-
-    def swap():
-        client = app.test_client()
-        while not stop.is_set():
-            load = {"name": "swap", "path": "swap"}
-            assert client.post("/admin/loras", json=load).status_code == 201
-            assert client.delete("/admin/loras/swap").status_code == 200
-
-    swapper = threading.Thread(target=swap)
-    streams = [threading.Thread(target=stream) for _ in range(6)]
-    for thread in (swapper, *streams):
-        thread.start()
-    for thread in streams:
-        thread.join()
-    stop.set()
-    swapper.join()
-    assert results == [(expected, 40)] * 6

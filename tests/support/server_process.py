@@ -1,0 +1,50 @@
+"""``oxillama serve`` as a process of its own, on a free port."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["running_server"]
+
+
+@contextmanager
+def running_server(*options: object) -> Iterator[str]:
+    """Serve the demo model on the CPU for the duration of a block; gives its address."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    command = [sys.executable, "-m", "oxillama_torch.cli", "serve", "--port", str(port)]
+    command += ["--device", "cpu", *map(str, options)]
+    url = f"http://127.0.0.1:{port}"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        try:
+            _wait_until_ready(process, url)
+            yield url
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=30) == 0
+        finally:
+            process.kill()
+        output = process.stdout.read()
+    assert "Traceback" not in output, output
+
+
+def _wait_until_ready(process: subprocess.Popen, url: str) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.stdout.read()
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=2) as response:
+                if json.load(response)["status"] == "ok":
+                    return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError("the server did not become ready")
