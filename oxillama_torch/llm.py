@@ -13,14 +13,16 @@ import contextlib
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from oxillama_torch import search as likelier
 from oxillama_torch.adapting import AdapterChoice, Adapting
+from oxillama_torch.chat.prompt import prepare_all
+from oxillama_torch.chat.tool import Tool, tools_from
 from oxillama_torch.completion import Collector, Completion, Piece, Score, requests_for
 from oxillama_torch.config import EngineConfig
 from oxillama_torch.engine.loading import load_engine, open_model, resolve
@@ -33,7 +35,6 @@ from oxillama_torch.sampling.params import SamplingParams
 from oxillama_torch.sampling.row import Processor
 from oxillama_torch.sampling.words import Words
 from oxillama_torch.scoring import Scoring
-from oxillama_torch.search import Beam, BeamSearch, EarlyStopping, best_first, search
 from oxillama_torch.tokenizer.chat_template import ChatTemplate
 from oxillama_torch.tokenizer.tokenizer import Tokenizer
 
@@ -80,18 +81,9 @@ class LLM:
         max_context: int | None = None,
         **options: Any,
     ) -> None:
-        self._open(
-            EngineConfig(
-                model=None if model is None else Path(model),
-                device=device,
-                numerics=numerics,
-                dtype=dtype,
-                kernels=kernels,
-                max_batch_size=max_batch_size,
-                max_context=max_context,
-                **options,
-            )
-        )
+        options |= {"device": device, "numerics": numerics, "dtype": dtype, "kernels": kernels}
+        options |= {"max_batch_size": max_batch_size, "max_context": max_context}
+        self._open(EngineConfig(model=None if model is None else Path(model), **options))
 
     @classmethod
     def from_config(
@@ -128,10 +120,13 @@ class LLM:
         self._adapting = Adapting(self.engine)
         self.merging = self._adapting.merging
         self._scoring = Scoring(self.engine, self.tokenizer)
+        closing = contextlib.ExitStack()
+        if self.chat_template is not None:
+            closing.callback(self.chat_template.close)
+        closing.callback(constraints.close)
+        closing.callback(self.engine.stop)
         # Also runs when the interpreter ends: a thread inside torch must not outlive it.
-        self._finalizer = weakref.finalize(
-            self, _close, self.engine, self.chat_template, constraints
-        )
+        self._finalizer = weakref.finalize(self, closing.close)
 
     def __enter__(self) -> LLM:
         return self
@@ -173,22 +168,11 @@ class LLM:
             EngineError: the engine failed.
         """
         params = params or SamplingParams()
-        if best_of is not None and best_of < params.n:
-            raise RequestError("best_of must not be below n", param="best_of")
-        made = params
+        ids, pairs = self._prompts(prompts), self._pairs(adapters)
         if best_of is not None:
-            made = replace(params, n=best_of, logprobs=params.logprobs or 0)
-        requests = [
-            request
-            for prompt in self._prompts(prompts)
-            for request in requests_for(prompt, made, self._pairs(adapters))
-        ]
-        done = self._collector().completions(requests)
-        if best_of is None:
-            return done
-        groups = [best_first(done[i : i + best_of]) for i in range(0, len(done), best_of)]
-        best = [completion for group in groups for completion in group[: params.n]]
-        return best if params.logprobs is not None else [replace(c, logprobs=None) for c in best]
+            return likelier.best_of(self._collector(), ids, params, pairs, best_of)
+        requests = [request for prompt in ids for request in requests_for(prompt, params, pairs)]
+        return self._collector().completions(requests)
 
     def beam_search(
         self,
@@ -196,42 +180,34 @@ class LLM:
         *,
         width: int = 4,
         max_tokens: int = 64,
-        length_penalty: float = 1.0,
-        early_stopping: EarlyStopping = False,
         adapters: AdapterChoice = None,
-    ) -> list[list[Beam]]:
+        **options: Any,
+    ) -> list[list[likelier.Beam]]:
         """The likeliest continuations, by beam search.
 
         Args:
             prompts: one prompt or several.
-            width, max_tokens, length_penalty, early_stopping: see ``search.BeamSearch``.
+            width, max_tokens: beams and their most tokens.
             adapters: as for ``generate``.
+            options: ``length_penalty`` and ``early_stopping``, see ``search.BeamSearch``.
 
         Returns: ``width`` beams per prompt, the best first.
         """
-        searches = []
-        for ids in self._prompts(prompts):
-            room = max(self.engine.max_context - len(ids), 1)
-            options = {"length_penalty": length_penalty, "early_stopping": early_stopping}
-            searches.append(
-                BeamSearch(
-                    ids,
-                    width=width,
-                    max_tokens=min(max_tokens, room),
-                    end_ids=self.tokenizer.eos_ids,
-                    banned_ids=frozenset(self.tokenizer.suppressed_ids),
-                    adapters=self._pairs(adapters),
-                    **options,
-                )
-            )
-        return search(searches, self.engine, self.tokenizer)
+        options |= {"width": width, "max_tokens": max_tokens, "adapters": self._pairs(adapters)}
+        engine, tokenizer = self.engine, self.tokenizer
+        found = [likelier.begin(p, engine, tokenizer, **options) for p in self._prompts(prompts)]
+        return likelier.search(found, engine, tokenizer)
 
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         params: SamplingParams | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Mapping[str, Any] | Tool] = (),
+        tool_choice: str | Mapping[str, Any] = "auto",
+        parallel_tool_calls: bool = True,
+        response_format: Mapping[str, Any] | None = None,
+        reasoning_budget: int | None = None,
         adapters: AdapterChoice = None,
         **template_variables: Any,
     ) -> Completion | list[Completion]:
@@ -240,19 +216,29 @@ class LLM:
         Args:
             messages: ``{"role": ..., "content": ...}`` mappings, or a list of such lists.
             params, adapters: as for ``generate``.
-            tools: tool definitions for the template.
+            tools, tool_choice, parallel_tool_calls, response_format: as in the HTTP API.
+            reasoning_budget: most tokens of reasoning; None: no limit.
             template_variables: further variables for the template.
 
         Returns: a Completion for one conversation with ``n=1``, else a list.
 
         Raises:
             UnsupportedError: the file has no chat template.
-            RequestError: the template refuses the messages.
+            RequestError: the template refuses the messages; tools or a format cannot be served.
         """
         several = not messages or not isinstance(messages[0], Mapping)
+        fields = {
+            "params": params or SamplingParams(),
+            "tools": tools_from(tools),
+            "tool_choice": tool_choice,
+            "parallel_tool_calls": parallel_tool_calls,
+            "response_format": response_format,
+            "template_kwargs": template_variables,
+            "reasoning_budget": reasoning_budget,
+        }
         conversations = messages if several else [messages]
-        prompts = [self.chat_ids(m, tools=tools, **template_variables) for m in conversations]
-        done = self.generate(prompts, params, adapters=adapters)
+        turns = prepare_all(conversations, self._template(), self.tokenizer, **fields)
+        done = self._collector().turns(turns, self._pairs(adapters))
         return done if several or len(done) != 1 else done[0]
 
     def chat_ids(
@@ -263,9 +249,12 @@ class LLM:
         **template_variables: Any,
     ) -> list[int]:
         """The prompt that the chat template makes of a conversation."""
+        return self._template().render_ids(messages, tools=tools, **template_variables)
+
+    def _template(self) -> ChatTemplate:
         if self.chat_template is None:
             raise UnsupportedError("chat with a model whose file has no chat template")
-        return self.chat_template.render_ids(messages, tools=tools, **template_variables)
+        return self.chat_template
 
     def stream(
         self,
@@ -406,12 +395,3 @@ def _chat_template(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTem
         return ChatTemplate.from_gguf(metadata, tokenizer)
     except UnsupportedError:
         return None
-
-
-def _close(
-    engine: EngineThread, template: ChatTemplate | None, constraints: ConstraintCompiler
-) -> None:
-    engine.stop()
-    constraints.close()
-    if template is not None:
-        template.close()

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from flask import Blueprint, Response, jsonify
 
 from oxillama_torch.engine.request import TokenLogprobs
+from oxillama_torch.search import begin, mean_logprob
 from oxillama_torch.server.answer import answer, deadline_of
+from oxillama_torch.server.beams import BeamGeneration
 from oxillama_torch.server.http import json_body, new_id
 from oxillama_torch.server.openai.logprobs import completion_logprobs
 from oxillama_torch.server.openai.usage import Usage
@@ -33,12 +35,29 @@ def blueprint(services: Services) -> Blueprint:
         adapters += body.adapters()
         body.include_usage()
         prompts = body.prompts(service)
-        params = body.sampling_params(service.tokenizer.vocab_size)
-        generation = Generation(service, prompts, params, deadline_of(service), adapters)
-        form = CompletionForm(service, body, prompts, params.n)
+        if body.use_beam_search:
+            generation = _beams(service, body, prompts, adapters)
+            form = CompletionForm(service, body, prompts, body.n or 1)
+        else:
+            params = body.sampling_params(service.tokenizer.vocab_size)
+            generation = Generation(service, prompts, params, deadline_of(service), adapters)
+            form = CompletionForm(service, body, prompts, params.n)
         return answer(generation, form, stream=body.stream, ignored=ignored)
 
     return routes
+
+
+def _beams(
+    service: Service,
+    body: CompletionBody,
+    prompts: list[list[int]],
+    adapters: tuple[tuple[str, float], ...],
+) -> BeamGeneration:
+    longest = service.engine.max_context if body.max_tokens is None else body.max_tokens
+    options = {**body.beam_options(longest), "adapters": adapters}
+    searches = [begin(ids, service.engine, service.tokenizer, **options) for ids in prompts]
+    deadline = deadline_of(service)
+    return BeamGeneration(service, searches, body.n or 1, body.logprobs or 0, deadline)
 
 
 @dataclass(slots=True)
@@ -49,6 +68,7 @@ class _Choice:
     characters: int = 0
     token_ids: list[int] = field(default_factory=list)
     entries: list[TokenLogprobs | None] = field(default_factory=list)
+    generated: list[TokenLogprobs] = field(default_factory=list)
     reason: str | None = None
 
 
@@ -96,8 +116,19 @@ class CompletionForm:
         """The answer when it is not streamed."""
         for output in outputs:
             self._add(output)
-        choices = [self._as_dict(index, choice) for index, choice in enumerate(self._choices)]
+        choices = [self._as_dict(index, choice) for index, choice in enumerate(self._best())]
         return jsonify({**self._head, "choices": choices, "usage": self._usage.as_dict()})
+
+    def _best(self) -> list[_Choice]:
+        """All choices, or of each prompt's the ``n`` with the highest mean log-probability."""
+        keep = self._body.n or 1
+        if keep == self._n:
+            return self._choices
+        best = []
+        for start in range(0, len(self._choices), self._n):
+            of_prompt = self._choices[start : start + self._n]
+            best += sorted(of_prompt, key=lambda choice: -mean_logprob(choice.generated))[:keep]
+        return best
 
     def _add(self, output: Output) -> None:
         self._usage.add(output)
@@ -109,6 +140,7 @@ class CompletionForm:
             if output.logprobs is not None:
                 choice.token_ids.append(output.token_id)
                 choice.entries.append(output.logprobs)
+                choice.generated.append(output.logprobs)
         elif isinstance(output, Finished):
             self._choices[output.index].reason = output.reason
 

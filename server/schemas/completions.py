@@ -12,6 +12,7 @@ from oxillama_torch.sampling.constraint import Constraint
 from oxillama_torch.sampling.params import SamplingParams
 from oxillama_torch.server.schemas.common import GenerationBody
 from oxillama_torch.server.schemas.constraint import ConstraintFields
+from oxillama_torch.server.schemas.search import SearchFields
 from oxillama_torch.server.service import Service
 
 __all__ = ["CompletionBody"]
@@ -19,9 +20,8 @@ __all__ = ["CompletionBody"]
 TokenIds = list[int]
 
 
-class CompletionBody(GenerationBody, ConstraintFields):
+class CompletionBody(GenerationBody, ConstraintFields, SearchFields):
     REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "best_of": (1,),
         "suffix": ("",),
     }
 
@@ -56,12 +56,15 @@ class CompletionBody(GenerationBody, ConstraintFields):
 
     def sampling_params(self, vocab_size: int) -> SamplingParams:
         """Sampling parameters; ``echo`` with ``logprobs`` asks for the prompt's too."""
+        count = self.candidates()
+        # The best of several are found by their log-probabilities, shown or not.
+        ranked = 0 if count > (self.n or 1) else None
         return SamplingParams(
             max_tokens=self.max_tokens,
-            logprobs=self.logprobs,
+            logprobs=ranked if self.logprobs is None else self.logprobs,
             prompt_logprobs=self.logprobs if self.echo else None,
             constraint=self._constraint(),
-            **self.base_params(vocab_size),
+            **{**self.base_params(vocab_size), "n": count},
         )
 
     def _constraint(self) -> Constraint | None:
