@@ -49,6 +49,8 @@ def tame_blocks(name: str, rows: int, columns: int, seed: int = 0) -> torch.Tens
         blocks[..., offset : offset + 2] = scale.view(np.uint8)
     if name == "NVFP4":
         blocks[..., :4] &= 0x1F
+    if name == "MXFP4":
+        blocks[..., 0] = 116 + blocks[..., 0] % 8  # 2^-12 to 2^-5
     if name == "Q8_K":
         scale = random.uniform(0.001, 0.01, (*blocks.shape[:2], 1)).astype(np.float32)
         blocks[..., :4] = scale.view(np.uint8)
