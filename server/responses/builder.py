@@ -110,8 +110,10 @@ class ResponseBuilder:
         self.response["error"] = {"code": code, "message": message}
 
     def last_event(self) -> Event:
-        """The one event that ends the stream."""
-        return self._about(_TERMINAL[self.response["status"]])
+        """The one event that ends the stream; no other may come after it."""
+        event = self._about(_TERMINAL[self.response["status"]])
+        self._sequence_number -= 1
+        return event
 
     def _conclude(self, status: str) -> None:
         self.response["status"] = status

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from oxillama_torch.chat.prompt import prepare
+from oxillama_torch.chat.tool import Tool, tools_from
 from oxillama_torch.errors import RequestError, UnsupportedError
 from oxillama_torch.sampling.philox import random_seed
 from oxillama_torch.server.answer import deadline_of
@@ -125,7 +126,7 @@ def _response(made: Draft, response_id: str) -> dict[str, Any]:
         **{name: 1.0 if value is None else value for name, value in given.items()},
         "text": {"format": {"type": "text"}, **text},
         "tool_choice": "auto" if body.tool_choice is None else body.tool_choice,
-        "tools": [_tool(tool) for tool in body.tools or ()],
+        "tools": [_tool(tool) for tool in tools_from(body.tools or ())],
         "top_logprobs": body.top_logprobs or 0,
         "truncation": body.truncation or "disabled",
         "usage": None,
@@ -142,15 +143,13 @@ def _reasoning(body: ResponseBody) -> dict[str, Any]:
     }
 
 
-def _tool(tool: dict[str, Any]) -> dict[str, Any]:
-    """A tool in the flat form, also where it was given as chat completions have it."""
-    tool = {**tool, **tool.get("function", {})}
+def _tool(tool: Tool) -> dict[str, Any]:
     return {
         "type": "function",
-        "name": tool["name"],
-        "description": tool.get("description"),
-        "parameters": tool.get("parameters"),
-        "strict": bool(tool.get("strict")),
+        "name": tool.name,
+        "description": tool.description or None,
+        "parameters": tool.parameters,
+        "strict": tool.strict,
     }
 
 
@@ -183,7 +182,7 @@ def _saving(made: Draft, store: Store) -> Save | None:
         return None
 
     def save(job: ResponseJob):
-        events = job.log.content() if job.log is not None and made.response["background"] else None
+        events = job.events() if made.response["background"] else None
         return save_finished(store, made.response, made.items, made.request, events)
 
     return save
@@ -195,6 +194,7 @@ def _own_param(param: str | None) -> str | None:
         ("response_format.json_schema", "text.format"),
         ("response_format", "text.format"),
         ("messages", "input"),
+        ("adapters", "lora"),
     ):
         if param is not None and param.startswith(theirs):
             return ours + param.removeprefix(theirs)

@@ -64,11 +64,6 @@ class EventLog:
                 self._lines = []
         return lines
 
-    def content(self) -> bytes:
-        """All events, one a line."""
-        with self._lock:
-            return b"\n".join(self._lines)
-
 
 class LogStream:
     """A reader of a log, as the output thread and generators want it.

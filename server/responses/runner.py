@@ -71,6 +71,12 @@ class ResponseJob:
         """End soon, as failed."""
         self.generation.abort(error)
 
+    def events(self) -> bytes:
+        """All events of a response that has ended, its last one too, one a line."""
+        assert self.log is not None, "events of background responses are kept"
+        last = orjson.dumps(self.builder.last_event())
+        return b"\n".join([*self.log.take(0), last])
+
     def snapshot(self) -> dict[str, Any]:
         """The response as it stands."""
         with self.lock:

@@ -48,10 +48,20 @@ def postgres():
     postgres.close()
 
 
+@pytest.fixture
+def new_store(request, tmp_path):
+    """Server settings for an empty store of a kind; the same ones open it again."""
+
+    def new(kind):
+        if kind == "sqlite":
+            return {"store": str(tmp_path / "store.db")}
+        url = request.getfixturevalue("postgres").database()
+        return {"store": url, "blobs": tmp_path / "blobs"}
+
+    return new
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-def store_settings(request, tmp_path):
-    """Server settings for an empty store of each kind; the same ones open it again."""
-    if request.param == "sqlite":
-        return {"store": str(tmp_path / "store.db")}
-    url = request.getfixturevalue("postgres").database()
-    return {"store": url, "blobs": tmp_path / "blobs"}
+def store_settings(request, new_store):
+    """Settings for an empty store, of each kind."""
+    return new_store(request.param)
