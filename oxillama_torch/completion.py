@@ -8,6 +8,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from oxillama_torch.chat.prompt import Prompt
+from oxillama_torch.chat.reply import Assembly, PlainReply, ReplyFormat
+from oxillama_torch.chat.tool import ToolCall
 from oxillama_torch.engine.request import (
     ErrorEvent,
     Event,
@@ -22,7 +25,6 @@ from oxillama_torch.engine.thread import EngineThread
 from oxillama_torch.errors import CapacityError
 from oxillama_torch.sampling.params import SamplingParams, TokenLogprobs
 from oxillama_torch.sampling.philox import child_seed, random_seed
-from oxillama_torch.tokenizer.text_stream import TextStream
 from oxillama_torch.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["Collector", "Completion", "Piece", "Score", "requests_for"]
@@ -35,7 +37,8 @@ class Completion:
     """One continuation of one prompt.
 
     Args:
-        text: without special tokens and without the stop string that ended it.
+        text: without special tokens and without the stop string that ended it; of a chat, the
+            answer without reasoning and calls.
         token_ids: every generated token, an end-of-generation token included.
         finish_reason: ``stop`` or ``length``; ``cancelled`` when the engine was stopped.
         logprobs: one per token, if asked for.
@@ -43,6 +46,8 @@ class Completion:
         prompt_logprobs: one per prompt token, None for the first, if asked for.
         cached_tokens: prompt tokens that came from the prefix cache.
         seed: repeats this completion when given with ``n=1``.
+        reasoning: what the model thought before its answer, where it is marked.
+        tool_calls: the tools it wants to be called.
     """
 
     text: str
@@ -53,6 +58,8 @@ class Completion:
     prompt_logprobs: list[TokenLogprobs | None] | None
     cached_tokens: int
     seed: int
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +111,13 @@ def requests_for(
 class _Open:
     """A request on its way."""
 
-    def __init__(self, handle: RequestHandle, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, handle: RequestHandle, tokenizer: Tokenizer, reply_format: ReplyFormat | None
+    ) -> None:
         self.handle = handle
-        self.text = TextStream(tokenizer, handle.request.params.stop)
+        make = PlainReply if reply_format is None else reply_format.reply
+        self.reply = make(tokenizer, handle.request.params.stop)
+        self.parts = Assembly()
         self.pieces: list[Piece] = []
         self.prompt: PromptEvent | None = None
 
@@ -122,12 +133,13 @@ class _Open:
         if isinstance(event, ErrorEvent):
             raise event.error
         if isinstance(event, TokenEvent):
-            text = self.text.push(event.token_id)
-            reason = None if self.text.finished is None else "stop"
+            text = self.parts.add(self.reply.push(event.token_id))
+            reason = "stop" if self.reply.stopped else None
             piece = Piece(text, event.token_id, event.logprobs, reason)
         else:
             assert isinstance(event, FinishEvent), f"an unknown event: {event}"
-            piece = Piece(self.text.flush(), None, None, event.reason)
+            text = self.parts.add(self.reply.flush())
+            piece = Piece(text, None, None, event.reason)
         self.pieces.append(piece)
         return piece
 
@@ -136,7 +148,7 @@ class _Open:
         request, tokens = self.handle.request, [p for p in self.pieces if p.token_id is not None]
         scored = self.prompt.logprobs if self.prompt is not None else None
         return Completion(
-            text=self.text.text,
+            text=self.parts.text,
             token_ids=[piece.token_id for piece in tokens],
             finish_reason=self.pieces[-1].finish_reason,
             logprobs=None if request.params.logprobs is None else [p.logprobs for p in tokens],
@@ -144,6 +156,8 @@ class _Open:
             prompt_logprobs=None if scored is None else list(scored),
             cached_tokens=self.prompt.cached_tokens if self.prompt is not None else 0,
             seed=request.params.seed,
+            reasoning=self.parts.reasoning,
+            tool_calls=self.parts.calls,
         )
 
 
@@ -159,10 +173,25 @@ class Collector:
         self._engine, self._tokenizer = engine, tokenizer
         self._events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
         self._open: dict[int, _Open] = {}
+        self._formats: dict[int, ReplyFormat] = {}
 
-    def completions(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
-        """All requests to their end. The first failure cancels the rest and is raised."""
+    def completions(
+        self, requests: Sequence[GenerationRequest], formats: Sequence[ReplyFormat] = ()
+    ) -> list[Completion]:
+        """All requests to their end. The first failure cancels the rest and is raised.
+
+        Args:
+            formats: how each reply is written, where it is more than text.
+        """
+        self._formats = dict(enumerate(formats))
         return [done.completion() for done in self._run(requests)]
+
+    def turns(
+        self, turns: Sequence[Prompt], adapters: tuple[tuple[str, float], ...]
+    ) -> list[Completion]:
+        """Conversations, each with ``n`` completions, one after the other."""
+        requests = [(r, t) for t in turns for r in requests_for(t.ids, t.params, adapters)]
+        return self.completions([r for r, _ in requests], [t.reply_format for _, t in requests])
 
     def prompts(self, requests: Sequence[GenerationRequest]) -> list[PromptEvent]:
         """What the engine had to say about the prompts of requests that generate nothing."""
@@ -214,12 +243,12 @@ class Collector:
 
     def _submit(self, index: int, request: GenerationRequest) -> None:
         handle = self._engine.submit(request, lambda _, event: self._events.put((index, event)))
-        self._open[index] = _Open(handle, self._tokenizer)
+        self._open[index] = _Open(handle, self._tokenizer, self._formats.get(index))
 
     def _end(self, index: int) -> _Open:
         """Take a finished request out; the engine drops one that a stop string has ended."""
         ended = self._open.pop(index)
-        if ended.text.finished is not None:
+        if ended.reply.stopped:
             ended.handle.cancel()
         return ended
 

@@ -6,6 +6,7 @@ demo model's own tokenizer for texts; and each door against the others, since th
 
 from __future__ import annotations
 
+import json
 import queue
 import subprocess
 import sys
@@ -294,3 +295,38 @@ def test_importing_the_package_does_not_import_torch():
 
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         oxillama_torch.nothing  # noqa: B018
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Oslo", "Paris"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def test_chat_with_tools(llm):
+    params = SamplingParams(max_tokens=60, temperature=1.2, seed=3, n=2)
+    done = llm.chat(QUESTION, params, tools=[WEATHER], tool_choice="required")
+    for completion in done:
+        assert completion.text == ""
+        assert completion.tool_calls
+        for call in completion.tool_calls:
+            assert call.name == "get_weather"
+            assert json.loads(call.arguments)["city"] in ("Oslo", "Paris")
+    history = [*QUESTION, {"role": "tool", "tool_call_id": "c", "content": "Snow."}]
+    assert llm.chat(history, GREEDY, tools=[WEATHER], tool_choice="none").tool_calls == ()
+
+
+def test_chat_in_a_format(llm):
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    schema["additionalProperties"] = False
+    done = llm.chat(QUESTION, SamplingParams(max_tokens=20, seed=1), response_format=wanted)
+    assert json.loads(done.text)["a"] in (True, False)

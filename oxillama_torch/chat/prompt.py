@@ -19,7 +19,7 @@ from oxillama_torch.sampling.params import SamplingParams
 from oxillama_torch.tokenizer.chat_template import ChatTemplate
 from oxillama_torch.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["Ask", "Prompt", "prepare"]
+__all__ = ["Ask", "Prompt", "prepare", "prepare_all"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +30,8 @@ class Ask:
         messages: as chat templates know them (system, user, assistant, tool).
         params: sampling parameters; ``n`` choices.
         tools: what the model may call.
-        tool_choice: ``none``, ``auto``, ``required``, or ``=NAME`` for one function; or a
-            ToolChoice.
+        tool_choice: ``none``, ``auto``, ``required``, or ``=NAME`` for one function; anything that
+            ``ToolChoice.of`` takes.
         parallel_tool_calls: whether one turn may make several calls.
         response_format: the chat route's object (``json_schema``, ``json_object`` or ``text``).
         template_kwargs: variables for the chat template.
@@ -42,7 +42,7 @@ class Ask:
     messages: Sequence[Message]
     params: SamplingParams
     tools: tuple[Tool, ...] = ()
-    tool_choice: str | ToolChoice = "auto"
+    tool_choice: str | Mapping[str, Any] | ToolChoice = "auto"
     parallel_tool_calls: bool = True
     response_format: Mapping[str, Any] | None = None
     template_kwargs: Mapping[str, Any] | None = None
@@ -87,6 +87,17 @@ def prepare(ask: Ask, template: ChatTemplate, tokenizer: Tokenizer) -> Prompt:
         replace(ask.params, constraint=constraint),
         ReplyFormat(syntax.family, thinking if ask.reasoning_apart else None, callable_tools),
     )
+
+
+def prepare_all(
+    conversations: Sequence[Sequence[Message]],
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    **fields: Any,
+) -> list[Prompt]:
+    """Several conversations; ``fields`` are those of Ask but the messages."""
+    asks = (Ask(messages=messages, **fields) for messages in conversations)
+    return [prepare(ask, template, tokenizer) for ask in asks]
 
 
 def _constraint(

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from oxillama_torch.chat.families.base import Family
 from oxillama_torch.chat.grammar import Thinking
-from oxillama_torch.chat.parts import Part, Text
+from oxillama_torch.chat.parts import CallArguments, CallStarted, Part, Text, Thought
 from oxillama_torch.chat.reader import Reader
-from oxillama_torch.chat.tool import Tool
+from oxillama_torch.chat.tool import Tool, ToolCall
 from oxillama_torch.tokenizer.detokenizer import Detokenizer
 from oxillama_torch.tokenizer.text_stream import TextStream
 from oxillama_torch.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["PlainReply", "Reply", "ReplyFormat"]
+__all__ = ["Assembly", "PlainReply", "Reply", "ReplyFormat"]
 
 
 class PlainReply:
@@ -104,6 +104,46 @@ class Reply:
         """End the reply; return what was held back."""
         parts = self._reader.push(self._detokenizer.flush())
         return [*parts, *self._reader.end()]
+
+
+class Assembly:
+    """The parts of a reply put together.
+
+    Attributes:
+        text: the answer.
+        reasoning: the reasoning; empty without any.
+    """
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: list[tuple[CallStarted, list[str]]] = []
+
+    def add(self, parts: Sequence[Part]) -> str:
+        """Take further parts; return what they add to the answer."""
+        new = "".join(part.text for part in parts if isinstance(part, Text))
+        self._text.append(new)
+        for part in parts:
+            if isinstance(part, Thought):
+                self._reasoning.append(part.text)
+            elif isinstance(part, CallStarted):
+                self._calls.append((part, []))
+            elif isinstance(part, CallArguments):
+                self._calls[part.call][1].append(part.text)
+        return new
+
+    @property
+    def text(self) -> str:
+        return "".join(self._text)
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(self._reasoning)
+
+    @property
+    def calls(self) -> tuple[ToolCall, ...]:
+        """The calls, in order."""
+        return tuple(ToolCall(c.id, c.name, "".join(arguments)) for c, arguments in self._calls)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 from oxillama_torch.chat.schema import check_object, check_strict
 from oxillama_torch.errors import RequestError
 
-__all__ = ["Tool", "ToolChoice", "tools_from"]
+__all__ = ["Tool", "ToolCall", "ToolChoice", "tools_from"]
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _MOST_TOOLS = 128
@@ -45,8 +45,25 @@ class Tool:
         return {"type": "function", "function": function}
 
 
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that a model has made.
+
+    Args:
+        id: what its result has to name.
+        name: the tool.
+        arguments: JSON text, as the model wrote it.
+    """
+
+    id: str
+    name: str
+    arguments: str
+
+
 def tools_from(definitions: Sequence[Any], param: str = "tools") -> tuple[Tool, ...]:
     """Tools as the API has them: ``{"type": "function", "function": {...}}``, or flat.
+
+    A Tool stays what it is.
 
     Raises:
         RequestError: names the field that is wrong; two tools of one name; other kinds of tools.
@@ -62,6 +79,8 @@ def tools_from(definitions: Sequence[Any], param: str = "tools") -> tuple[Tool, 
 
 
 def _tool(item: Any, param: str) -> Tool:
+    if isinstance(item, Tool):
+        return item
     if not isinstance(item, Mapping):
         raise RequestError("a tool is an object", param=param, code="invalid_type")
     if item.get("type", "function") != "function":
