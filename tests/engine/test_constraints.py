@@ -146,7 +146,7 @@ def test_in_a_mixed_batch_same_bits(driver, alone):
 
 @pytest.mark.parametrize(
     "config",
-    [{}, {"max_batch_tokens": 7}, {"kv_pages": 8, "max_batch_size": 5}, {"prefix_cache": False}],
+    [{}, {"max_batch_tokens": 7}, {"kv_pages": 6, "max_batch_size": 5}, {"prefix_cache": False}],
     ids=["whole", "chunks", "preempted", "no-prefix-cache"],
 )
 def test_forced_tokens_are_those_that_sampling_takes(driver, alone, config):
