@@ -36,6 +36,7 @@ class EngineConfig:
             ``bfloat16`` or ``float16``.
         kernels: rules such as ``"attention=reference"``; None: ``OXILLAMA_KERNELS``.
         kernel_path: Python file that registers kernels of the user's own, or None.
+        tuned: table of tile sizes that ``oxillama kernels tune`` has written; None: what ships.
         max_batch_size: most requests running at once; None: 64.
         max_batch_tokens: token budget of one step (prefill chunks plus decode rows).
         max_context: tokens per request; None: the model's, bounded by the memory for pages.
@@ -56,6 +57,7 @@ class EngineConfig:
     dtype: str = "auto"
     kernels: str | None = None
     kernel_path: Path | None = None
+    tuned: Path | None = None
     max_batch_size: int | None = None
     max_batch_tokens: int = 512
     max_context: int | None = None

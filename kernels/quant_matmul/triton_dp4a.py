@@ -83,4 +83,4 @@ def quant_matmul(
     x: torch.Tensor, weight: PackedTensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """One program per row and output tile."""
-    return launch(x, weight, bias, dp4a_config(weight.format))
+    return launch(x, weight, bias, dp4a_config(weight, x.shape[0]))

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from oxillama_torch.kernels.formats.base import PackedTensor
-from oxillama_torch.kernels.quant_matmul.configs import Config, block_k, invariant_config
+from oxillama_torch.kernels.quant_matmul.configs import Config, block_k, default
 from oxillama_torch.kernels.quant_matmul.triton_gemm import tile_product
 from oxillama_torch.kernels.registry import register
 from oxillama_torch.kernels.triton_support import DEVICES, dot_dtype, launch_device, priority
@@ -102,4 +102,4 @@ def quant_matmul_experts(
     x: torch.Tensor, weight: PackedTensor, expert_ids: torch.Tensor, num_experts: int
 ) -> torch.Tensor:
     """One program per output tile and tile of rows."""
-    return launch(x, weight, expert_ids, num_experts, invariant_config())
+    return launch(x, weight, expert_ids, num_experts, default("invariant", weight.format, 1))

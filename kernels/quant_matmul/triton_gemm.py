@@ -95,7 +95,7 @@ def quant_matmul_fast(
     x: torch.Tensor, weight: PackedTensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Tiles chosen by the number of rows; a row's bits may change with it."""
-    return launch(x, weight, bias, gemm_config(x.shape[0], x.dtype))
+    return launch(x, weight, bias, gemm_config(weight, x.shape[0], x.dtype))
 
 
 @register("quant_matmul", "triton.invariant", devices=DEVICES, priority=priority(0))
@@ -103,4 +103,4 @@ def quant_matmul_invariant(
     x: torch.Tensor, weight: PackedTensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """The same tiles for every number of rows: a row's bits depend on that row alone."""
-    return launch(x, weight, bias, invariant_config())
+    return launch(x, weight, bias, invariant_config(weight))

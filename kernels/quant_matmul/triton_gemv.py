@@ -85,4 +85,4 @@ def quant_matmul(
     x: torch.Tensor, weight: PackedTensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """One program per output tile and row."""
-    return launch(x, weight, bias, gemv_config())
+    return launch(x, weight, bias, gemv_config(weight, x.shape[0]))

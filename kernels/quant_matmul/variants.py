@@ -90,11 +90,11 @@ def variants() -> list[Variant]:
 
 
 def _of_format(format: Format) -> list[Variant]:
-    gemms = (configs.gemm_config(rows, torch.bfloat16) for rows in (16, 32, 64, 128))
+    gemms = (configs.default("gemm", format, rows) for rows in (16, 32, 64, 128))
     return [
-        _variant("gemv", gemv_kernel, format, configs.gemv_config()),
+        _variant("gemv", gemv_kernel, format, configs.default("gemv", format, 1)),
         *(_variant(f"gemm{gemm.block_m}", gemm_kernel, format, gemm) for gemm in gemms),
-        _variant("experts", experts_kernel, format, configs.invariant_config()),
+        _variant("experts", experts_kernel, format, configs.default("invariant", format, 1)),
         _embedding(format),
         *([_dp4a(format)] if format.name in UNITS else ()),
     ]
@@ -148,7 +148,7 @@ def _embedding(format: Format) -> Variant:
 
 
 def _dp4a(format: Format) -> Variant:
-    config = configs.dp4a_config(format)
+    config = configs.default("dp4a", format, 1)
     unit, unit_weights = UNITS[format.name]
     arguments = {
         **{"x": "*i8", "x_scales": "*fp32", "x_sums": "*fp32", "bias": "*bf16", "out": "*bf16"},

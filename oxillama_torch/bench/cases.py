@@ -30,7 +30,6 @@ _EXPERTS = 4
 _HEADS, _KV_HEADS, _HEAD_DIM = 8, 2, 128
 _PAGE_SIZE = 32
 _CONTEXT = 512
-_LORA_RANK, _ADAPTERS = 16, 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -191,20 +190,25 @@ def _attention_case(call: Call, queries: list[int], lengths: list[int]) -> Case:
 
 
 def _lora(call: Call, shape: tuple[int, int], _: None) -> list[Case]:
+    """M rows of one adapter or of several, and of higher rank; a row each where M is small."""
+    shares = {(1, 16), (min(call.m, 8), 16), (1, 64)}
+    return [_lora_case(call, shape, adapters, rank) for adapters, rank in sorted(shares)]
+
+
+def _lora_case(call: Call, shape: tuple[int, int], adapters: int, rank: int) -> Case:
     from oxillama_torch.kernels.lora.op import FactorTable, LowRank, RowGroups
 
     (outputs, inputs), device = shape, torch.device(call.device)
     name = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}[call.dtype]
     tables = []
-    for _ in range(_ADAPTERS):
-        a = random_weight(name, _LORA_RANK, inputs).to(device)
-        b = random_weight(name, outputs, _LORA_RANK).to(device)
+    for _ in range(adapters):
+        a = random_weight(name, rank, inputs).to(device)
+        b = random_weight(name, outputs, rank).to(device)
         tables.append(FactorTable([LowRank(a, b)], device))
-    slots = [i * _ADAPTERS // call.m for i in range(call.m)]
-    slots = [slot - slots[0] for slot in slots]
+    slots = [row * adapters // call.m for row in range(call.m)]
     groups = RowGroups(tables, slots, range(call.m), [0.5] * call.m, device)
     args = (_randn(call, call.m, outputs), _randn(call, call.m, inputs), groups, 0, (outputs,))
-    return [Case("lora", call, args)]
+    return Case("lora", call, args, {}, f"rank {rank} x{adapters}")
 
 
 _MAKERS: dict[str, Callable[[Call, tuple[int, int], Any], list[Case]]] = {

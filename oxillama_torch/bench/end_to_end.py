@@ -7,10 +7,11 @@ import random
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from oxillama_torch.bench.adapters import add_random_adapters
 from oxillama_torch.config import EngineConfig
 from oxillama_torch.engine.request import GenerationRequest, RequestHandle, TokenEvent
 from oxillama_torch.engine.thread import EngineThread
@@ -27,18 +28,24 @@ def measure_model(
     prompt_tokens: int = 128,
     new_tokens: int = 32,
     runs: int = 3,
+    adapters: int = 0,
+    rank: int = 16,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Load a model, run once to warm up and ``runs`` times to measure.
 
+    With adapters, each run is followed by one without them, for the cost side by side.
+
     Args:
         batch_size: equal requests at once.
         prompt_tokens, new_tokens: of each request.
+        adapters, rank: so many random adapters on all linear layers, which requests use in turn.
         progress: called with (runs done, runs in all), the first one being the warm-up.
         options: fields of EngineConfig.
 
-    Returns: the settings, ``load_s`` and the medians that ``measure_engine`` gives.
+    Returns: the settings, ``load_s`` and the medians that ``measure_engine`` gives; with adapters
+        ``bare_decode_tok_s`` too, and ``adapter_cost``: the share by which decoding takes longer.
     """
     # Random prompts share no prefix, but a later run must not meet the pages of an earlier one.
     config = EngineConfig(
@@ -47,17 +54,14 @@ def measure_model(
     started = time.perf_counter()
     with LLM.from_config(config) as llm:
         load_s = time.perf_counter() - started
-        timings = []
+        names = add_random_adapters(llm.engine.adapters, adapters, rank)
+        sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
+        timings, bare = [], []
         for run in range(runs + 1):
-            timings.append(
-                measure_engine(
-                    llm.engine,
-                    batch_size=batch_size,
-                    prompt_tokens=prompt_tokens,
-                    new_tokens=new_tokens,
-                    seed=run,
-                )
-            )
+            sizes |= {"batch_size": batch_size, "seed": run}
+            timings.append(measure_engine(llm.engine, adapters=names, **sizes))
+            if names:
+                bare.append(measure_engine(llm.engine, **sizes)["decode_tok_s"])
             if progress is not None:
                 progress(run + 1, runs + 1)
         about = llm.describe()
@@ -67,18 +71,28 @@ def measure_model(
         "batch_size": batch_size,
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
+        "adapters": adapters,
         "runs": runs,
         "load_s": load_s,
     }
     for name in timings[0]:
         row[name] = statistics.median(timing[name] for timing in timings[1:])
+    if bare:
+        row["bare_decode_tok_s"] = statistics.median(bare[1:])
+        row["adapter_cost"] = row["bare_decode_tok_s"] / row["decode_tok_s"] - 1
     return row
 
 
 def measure_engine(
-    engine: EngineThread, *, batch_size: int, prompt_tokens: int, new_tokens: int, seed: int = 0
+    engine: EngineThread,
+    *,
+    batch_size: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    adapters: Sequence[str] = (),
+    seed: int = 0,
 ) -> dict[str, float]:
-    """One round of equal requests, submitted at once.
+    """One round of equal requests, submitted at once; with adapters, each has one of them.
 
     Returns:
         ``ttft_s``: seconds to the first token, mean over the requests;
@@ -88,9 +102,10 @@ def measure_engine(
     rng = random.Random(seed)
     watch = Stopwatch(batch_size)
     params = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True, seed=0)
-    for _ in range(batch_size):
+    for index in range(batch_size):
         ids = tuple(rng.randrange(engine.vocab_size) for _ in range(prompt_tokens))
-        request = GenerationRequest(prompt_token_ids=ids, params=params)
+        own = ((adapters[index % len(adapters)], 1.0),) if adapters else ()
+        request = GenerationRequest(prompt_token_ids=ids, params=params, adapters=own)
         watch.watch(engine.submit(request))
     return watch.wait(prompt_tokens)
 

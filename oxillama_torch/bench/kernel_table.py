@@ -17,11 +17,12 @@ from oxillama_torch.bench.ceilings import Ceilings
 from oxillama_torch.bench.cost import cost_of
 from oxillama_torch.bench.kernel_check import check_case
 from oxillama_torch.bench.timing import Timing, copies_past_cache, measure
+from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.kernels import registry
 from oxillama_torch.kernels.formats.base import PackedTensor
 from oxillama_torch.kernels.registry import Call, Kernel
 
-__all__ = ["BASELINES", "SHAPES", "Row", "kernel_table"]
+__all__ = ["BASELINES", "SHAPES", "Row", "kernel_table", "parse_shapes"]
 
 #: Named (N, K): the layers of real models.
 SHAPES = {
@@ -34,6 +35,25 @@ SHAPES = {
 #: What times are set against: the op's reference, and torch's own product with dense weights.
 BASELINES = ("reference", "dense")
 _CHECK_SHAPE = (96, 512)
+
+
+def parse_shapes(text: str) -> list[tuple[int, int]]:
+    """``"llama-8b,4096x4096"``: names of SHAPES, what several of them begin with, or NxK.
+
+    Raises:
+        UnsupportedError: a part is none of these.
+    """
+    found: list[tuple[int, int]] = []
+    for part in text.split(","):
+        n, _, k = part.partition("x")
+        named = [
+            shape for name, shape in SHAPES.items() if name == part or name.startswith(f"{part}-")
+        ]
+        if not named and not (n.isdecimal() and k.isdecimal()):
+            families = {name.rpartition("-")[0] for name in SHAPES}
+            raise UnsupportedError(f"shape {part!r}", (*SHAPES, *sorted(families), "NxK"))
+        found += named or [(int(n), int(k))]
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from oxillama_torch.cli.options import (
     ModelOption,
     NumericsOption,
     ThreadsOption,
+    TunedOption,
     engine_config,
 )
 from oxillama_torch.config import demo_model_path
@@ -65,6 +66,7 @@ def bench(
     dtype: DtypeOption = None,
     numerics: NumericsOption = None,
     kernels: KernelsOption = None,
+    tuned: TunedOption = None,
     threads: ThreadsOption = None,
 ) -> None:
     """Time a model: prefill and decode in tokens per second, and the first token."""
@@ -75,11 +77,17 @@ def bench(
     from oxillama_torch.bench import end_to_end, report  # imports torch: not for --help
 
     options = engine_config(
-        None, device=device, dtype=dtype, numerics=numerics, kernels=kernels, threads=threads
+        None,
+        device=device,
+        dtype=dtype,
+        numerics=numerics,
+        kernels=kernels,
+        tuned=tuned,
+        threads=threads,
     )
     options = {
         name: getattr(options, name)
-        for name in ("device", "dtype", "numerics", "kernels", "threads")
+        for name in ("device", "dtype", "numerics", "kernels", "tuned", "threads")
     }
     with _model(model, synthetic, mix, keep) as path, _progress() as bar:
         rows = []

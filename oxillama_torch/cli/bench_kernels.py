@@ -16,12 +16,13 @@ from oxillama_torch.bench.cases import known_ops
 from oxillama_torch.bench.ceilings import Ceilings, measure_ceilings
 from oxillama_torch.bench.compare import compare
 from oxillama_torch.bench.compiled_facts import compiled_facts, untimed_rows, with_facts
-from oxillama_torch.bench.kernel_table import BASELINES, SHAPES, Row, kernel_table
+from oxillama_torch.bench.kernel_table import BASELINES, SHAPES, Row, kernel_table, parse_shapes
 from oxillama_torch.bench.report import machine
 from oxillama_torch.cli.console import table_console
-from oxillama_torch.cli.options import KernelPathOption
+from oxillama_torch.cli.options import KernelPathOption, TunedOption
 from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.kernels import formats, registry
+from oxillama_torch.kernels.quant_matmul import tuned
 
 __all__ = ["bench_kernels", "compare_runs"]
 
@@ -31,7 +32,12 @@ def bench_kernels(
     types: Annotated[str, typer.Option(help="GGML types, or all.")] = "q8_0,q4_k,q6_k",
     m: Annotated[str, typer.Option("--m", help="Numbers of rows.")] = "1,16",
     shapes: Annotated[
-        str, typer.Option("--shapes", "--shape", help=f"Of {', '.join(SHAPES)}, or NxK.")
+        str,
+        typer.Option(
+            "--shapes",
+            "--shape",
+            help=f"Of {', '.join(SHAPES)}; llama-8b for all of its; or NxK.",
+        ),
     ] = "llama-1b-up",
     backends: Annotated[
         str | None, typer.Option(help="Only these; default: all that serve but reference.")
@@ -48,10 +54,13 @@ def bench_kernels(
     out: Annotated[Path | None, typer.Option("--json", help="Keep the figures.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw them (.png, .svg, .pdf).")] = None,
     kernel_path: KernelPathOption = None,
+    table: TunedOption = None,
 ) -> None:
     """Check and time kernels: microseconds, bandwidth, share of the measured ceilings."""
     if kernel_path is not None:
         registry.load_file(kernel_path)
+    if table is not None:
+        tuned.use_table(tuned.read_table(table))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     ops = known_ops() if op == "all" else _named(op, known_ops(), "op")
     names = formats.known() if types == "all" else [formats.get(t).name for t in types.split(",")]
@@ -60,7 +69,7 @@ def bench_kernels(
     typer.echo(_setting(ceilings))
     rows: list[Row] = []
     ms = [int(rows) for rows in m.split(",")]
-    for shape in map(_shape, shapes.split(",")):
+    for shape in parse_shapes(shapes):
         if sass is not None and device == "cpu" and "quant_matmul" in ops:
             rows += untimed_rows(names, ms, shape)
         for name in ops:
@@ -105,15 +114,6 @@ def _named(text: str, known: tuple[str, ...], what: str) -> list[str]:
         if name not in known:
             raise UnsupportedError(f"{what} {name!r}", known)
     return names
-
-
-def _shape(text: str) -> tuple[int, int]:
-    if text in SHAPES:
-        return SHAPES[text]
-    n, _, k = text.partition("x")
-    if not (n.isdecimal() and k.isdecimal()):
-        raise UnsupportedError(f"shape {text!r}", (*SHAPES, "NxK"))
-    return int(n), int(k)
 
 
 def _setting(ceilings: Ceilings) -> str:

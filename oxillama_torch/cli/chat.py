@@ -18,6 +18,7 @@ from oxillama_torch.cli.options import (
     ModelOption,
     NumericsOption,
     ThreadsOption,
+    TunedOption,
     engine_config,
 )
 from oxillama_torch.errors import OxiLlamaError
@@ -79,6 +80,7 @@ def chat(
     numerics: NumericsOption = None,
     kernels: KernelsOption = None,
     kernel_path: KernelPathOption = None,
+    tuned: TunedOption = None,
     ctx_size: ContextOption = None,
     threads: ThreadsOption = None,
 ) -> None:
@@ -90,6 +92,7 @@ def chat(
         numerics=numerics,
         kernels=kernels,
         kernel_path=kernel_path,
+        tuned=tuned,
         max_context=ctx_size,
         threads=threads,
         max_batch_size=1,

@@ -15,6 +15,7 @@ from oxillama_torch.bench.capture import capture
 from oxillama_torch.bench.cases import PACKED_OPS, Case, cases_of, known_ops
 from oxillama_torch.bench.kernel_check import Check, check_case
 from oxillama_torch.cli.console import table_console
+from oxillama_torch.cli.kernels_tune import tune_kernels
 from oxillama_torch.cli.options import KernelPathOption, ModelOption
 from oxillama_torch.config import EngineConfig, environment
 from oxillama_torch.errors import UnsupportedError
@@ -180,3 +181,6 @@ def _choice(op: str, numerics: str, device: str, type: str, m: int) -> tuple[str
     except UnsupportedError as error:
         return "none", str(error)
     return kernel.backend, reason.replace(f", not {m}", "")
+
+
+app.command("tune")(tune_kernels)

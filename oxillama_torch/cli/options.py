@@ -19,6 +19,7 @@ __all__ = [
     "ModelOption",
     "NumericsOption",
     "ThreadsOption",
+    "TunedOption",
     "engine_config",
 ]
 
@@ -41,6 +42,9 @@ KernelsOption = Annotated[
 ]
 KernelPathOption = Annotated[
     Path | None, typer.Option(help="Python file that registers kernels of your own.")
+]
+TunedOption = Annotated[
+    Path | None, typer.Option(help="Table of tile sizes, from oxillama kernels tune.")
 ]
 ContextOption = Annotated[
     int | None, typer.Option("--ctx-size", "-c", help="Most tokens of prompt and answer together.")

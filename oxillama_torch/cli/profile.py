@@ -19,6 +19,7 @@ from oxillama_torch.cli.options import (
     ModelOption,
     NumericsOption,
     ThreadsOption,
+    TunedOption,
     engine_config,
 )
 
@@ -41,6 +42,7 @@ def profile(
     numerics: NumericsOption = None,
     kernels: KernelsOption = None,
     kernel_path: KernelPathOption = None,
+    tuned: TunedOption = None,
     threads: ThreadsOption = None,
 ) -> None:
     """Show per kernel and layer: calls, time, share, bytes, distance from the roofline."""
@@ -51,6 +53,7 @@ def profile(
         numerics=numerics,
         kernels=kernels,
         kernel_path=kernel_path,
+        tuned=tuned,
         threads=threads,
         max_batch_size=1,
         prefix_cache=False,

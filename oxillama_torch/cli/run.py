@@ -18,6 +18,7 @@ from oxillama_torch.cli.options import (
     ModelOption,
     NumericsOption,
     ThreadsOption,
+    TunedOption,
     engine_config,
 )
 from oxillama_torch.errors import RequestError
@@ -46,6 +47,7 @@ def run(
     numerics: NumericsOption = None,
     kernels: KernelsOption = None,
     kernel_path: KernelPathOption = None,
+    tuned: TunedOption = None,
     ctx_size: ContextOption = None,
     threads: ThreadsOption = None,
 ) -> None:
@@ -67,6 +69,7 @@ def run(
         numerics=numerics,
         kernels=kernels,
         kernel_path=kernel_path,
+        tuned=tuned,
         max_context=ctx_size,
         threads=threads,
         max_batch_size=1,

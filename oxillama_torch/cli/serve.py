@@ -19,6 +19,7 @@ from oxillama_torch.cli.options import (
     ModelOption,
     NumericsOption,
     ThreadsOption,
+    TunedOption,
     engine_config,
 )
 from oxillama_torch.config import ServerConfig, from_environment
@@ -39,6 +40,7 @@ def serve(
     numerics: NumericsOption = None,
     kernels: KernelsOption = None,
     kernel_path: KernelPathOption = None,
+    tuned: TunedOption = None,
     ctx_size: ContextOption = None,
     threads: ThreadsOption = None,
     max_batch_size: Annotated[
@@ -95,6 +97,7 @@ def serve(
         numerics=numerics,
         kernels=kernels,
         kernel_path=kernel_path,
+        tuned=tuned,
         max_context=ctx_size,
         threads=threads,
         max_batch_size=max_batch_size,

@@ -14,7 +14,7 @@ from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.gguf.reader import GGUFFile, read_gguf
 from oxillama_torch.kernels import registry
 from oxillama_torch.kernels.formats.base import PackedTensor
-from oxillama_torch.kernels.quant_matmul import compiled, cpu, dense
+from oxillama_torch.kernels.quant_matmul import compiled, cpu, dense, tuned
 from oxillama_torch.layers.linear import QuantLinear
 from oxillama_torch.lora.registry import AdapterRegistry
 from oxillama_torch.lora.targets import Targets
@@ -76,7 +76,7 @@ def load_engine(
     """Load a model and make its engine. The file may be closed afterwards.
 
     Args:
-        config: see EngineConfig; ``kernels`` takes effect for the whole process.
+        config: see EngineConfig; ``kernels`` and ``tuned`` take effect for the whole process.
         gguf: the open file.
         eos_ids, banned_ids: the tokenizer's.
         constraints: with the tokenizer's vocabulary; None: requests must not have any.
@@ -89,6 +89,8 @@ def load_engine(
     """
     if config.kernel_path is not None:
         registry.load_file(config.kernel_path)
+    if config.tuned is not None:
+        tuned.use_table(tuned.read_table(config.tuned))
     rules = config.kernels if config.kernels is not None else environment("KERNELS")
     if rules is not None:
         registry.set_rules(rules)
@@ -148,7 +150,7 @@ def fingerprint(config: EngineConfig, gguf: GGUFFile) -> str:
     device, dtype, numerics = resolve(config)
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_capability()
     parts = [__version__, torch.__version__, str(dtype), numerics, hardware]
-    parts.append(repr(registry.active_rules()))
+    parts += [repr(registry.active_rules()), tuned.fingerprint(device)]
     for type_name in sorted({info.type.name for info in gguf.tensors.values()}):
         parts.append(f"{type_name}={_backend(type_name, device, dtype, numerics)}")
     digest = hashlib.sha256("\n".join(parts).encode())
