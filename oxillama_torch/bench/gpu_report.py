@@ -52,12 +52,14 @@ def _kernel_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _end_to_end(found: Mapping[str, Any]) -> str:
-    names = list(found["rows"][0])
-    return _table(names, ([_cell(row[name]) for name in names] for row in found["rows"]))
+    names = list(dict.fromkeys(name for row in found["rows"] for name in row))
+    return _table(names, ([_cell(row.get(name, "")) for name in names] for row in found["rows"]))
 
 
 def _cell(value: Any) -> str:
-    return f"{value:,.1f}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -36,6 +36,15 @@ def test_every_request_is_timed_to_its_last_token(tiny):
     assert row["decode_tok_s"] > 0
 
 
+def test_adapters_are_timed_beside_none(tiny):
+    options = {"batch_size": 3, "prompt_tokens": 8, "new_tokens": 4, "runs": 1, "device": "cpu"}
+    row = measure_model(tiny, adapters=2, rank=5, **options)
+    assert row["adapters"] == 2 and row["bare_decode_tok_s"] > 0
+    cost = row["bare_decode_tok_s"] / row["decode_tok_s"] - 1
+    assert row["adapter_cost"] == pytest.approx(cost)
+    assert "adapter_cost" not in measure_model(tiny, **options)
+
+
 def test_rates_count_tokens_between_the_right_moments():
     watch = Stopwatch(2)
     watch._started = 10.0
@@ -50,10 +59,10 @@ def test_rates_count_tokens_between_the_right_moments():
 
 def test_command_prints_a_table_and_writes_json(tiny, tmp_path):
     arguments = ["-m", str(tiny), "-p", "8", "-n", "2", "--runs", "1", "-b", "1", "-b", "2"]
-    arguments += ["--device", "cpu", "--json", str(tmp_path / "out.json")]
+    arguments += ["--device", "cpu", "--adapters", "1", "--json", str(tmp_path / "out.json")]
     result = CliRunner().invoke(app, ["bench", *arguments])
     assert result.exit_code == 0, result.output
-    assert "decode" in result.output
+    assert "decode" in result.output and "longer by" in result.output
     written = json.loads((tmp_path / "out.json").read_text())
     assert [row["batch_size"] for row in written["rows"]] == [1, 2]
     assert written["machine"]["torch"]
