@@ -36,6 +36,11 @@ _COLUMNS = {
     "prefill_tok_s": "prefill tok/s",
     "decode_tok_s": "decode tok/s",
 }
+_ADAPTER_COLUMNS = {
+    "adapters": "adapters",
+    "bare_decode_tok_s": "decode without",
+    "adapter_cost": "longer by",
+}
 
 
 app = typer.Typer(invoke_without_command=True)
@@ -61,6 +66,10 @@ def bench(
         list[int] | None, typer.Option("--batch-size", "-b", min=1, help="May be repeated.")
     ] = None,
     runs: Annotated[int, typer.Option(min=1, help="Medians of this many, after a warm-up.")] = 3,
+    adapters: Annotated[
+        int, typer.Option(min=0, help="Random adapters that the requests use in turn.")
+    ] = 0,
+    rank: Annotated[int, typer.Option(min=1, help="Of these adapters.")] = 16,
     json: Annotated[Path | None, typer.Option(help="Write the results here as JSON.")] = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -100,11 +109,14 @@ def bench(
                     prompt_tokens=prompt_tokens,
                     new_tokens=new_tokens,
                     runs=runs,
+                    adapters=adapters,
+                    rank=rank,
                     progress=lambda n, total, task=task: bar.update(task, completed=n, total=total),
                     **options,
                 )
             )
-    _print(report.machine(), report.as_table(rows, _COLUMNS))
+    columns = _COLUMNS | (_ADAPTER_COLUMNS if adapters else {})
+    _print(report.machine(), report.as_table(rows, columns))
     if json is not None:
         report.write_json(json, rows)
 
