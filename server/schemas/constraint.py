@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -59,9 +58,11 @@ class ConstraintFields(BaseModel):
             found.append(Constraint(kind, fields.grammar, f"{prefix}grammar"))
         if fields.json_schema is not None:
             schema = fields.json_schema
-            source = schema if isinstance(schema, str) else json.dumps(schema)
-            name = "json" if prefix else "json_schema"
-            found.append(Constraint("json_schema", source, prefix + name))
+            param = f"{prefix}json" if prefix else "json_schema"
+            if isinstance(schema, str):
+                found.append(Constraint("json_schema", schema, param))
+            else:
+                found.append(Constraint.json_schema(schema, param))
         if getattr(fields, "json_object", None):
             found.append(Constraint("json_object", "", f"{prefix}json_object"))
         if fields.regex is not None:
