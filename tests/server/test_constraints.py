@@ -115,8 +115,8 @@ def test_refusals_name_the_place(complete, body, param):
     assert not re.search(r"0x[0-9a-f]{6,}|backtrace|/home|/usr|site-packages|panic", str(error))
 
 
-def test_a_schema_nested_without_end_is_refused(client, model_id):
-    depth = 900
+@pytest.mark.parametrize("depth", [200, 990, 1010, 5000])
+def test_a_schema_nested_without_end_is_refused(client, model_id, depth):
     schema = '{"items":' * depth + "{}" + "}" * depth
     body = json.dumps({"model": model_id, "prompt": "x"})[:-1] + f',"json_schema":{schema}}}'
     answer = client.post("/v1/completions", data=body, content_type="application/json")
