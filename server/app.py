@@ -23,12 +23,14 @@ from oxillama_torch.server.openai import (
     assistants,
     batches,
     chat,
+    chat_ws,
     completions,
     conversations,
     embeddings,
     files,
     models,
     responses,
+    responses_ws,
     runs,
     stored_completions,
     threads,
@@ -85,11 +87,12 @@ def create_app(config: ServerConfig | None = None, engine: LLM | Service | None 
     errors.install(app)
     for module in (batches, chat, completions, conversations, embeddings, files, models):
         app.register_blueprint(module.blueprint(services))
+    app.register_blueprint(chat_ws.blueprint(services))
     for routes in native.blueprints(services):
         app.register_blueprint(routes)
     for module in (assistants, threads, runs):
         app.register_blueprint(module.blueprint(services))
-    for module in (responses, stored_completions):
+    for module in (responses, responses_ws, stored_completions):
         app.register_blueprint(module.blueprint(services))
     for module in (admin_models, loras, kernels, state):
         app.register_blueprint(module.blueprint(services))

@@ -21,14 +21,21 @@ class Lifecycle:
     def __init__(self, most: int | None = None) -> None:
         self._most = most
         self._aborts: dict[object, Callable[[Exception], None]] = {}
+        self._drained: dict[object, Callable[[], None]] = {}
         self._changed = threading.Condition()
         self.draining = False
         #: Requests counted so far.
         self.started = 0
 
     @contextlib.contextmanager
-    def running(self, abort: Callable[[Exception], None]) -> Iterator[None]:
-        """Count a request for the duration of a block; ``abort(error)`` must end it soon.
+    def running(
+        self, abort: Callable[[Exception], None], drained: Callable[[], None] | None = None
+    ) -> Iterator[None]:
+        """Count a request for the duration of a block.
+
+        Args:
+            abort: called with an error, must end it soon.
+            drained: called when no new requests are taken, for one that would not end by itself.
 
         Raises:
             RequestError: 503, as many as there may be are in progress.
@@ -43,12 +50,17 @@ class Lifecycle:
                     type="server_error",
                 )
             self._aborts[key] = abort
+            if drained is not None:
+                self._drained[key] = drained
             self.started += 1
+        if drained is not None and self.draining:
+            drained()
         try:
             yield
         finally:
             with self._changed:
                 self._aborts.pop(key, None)
+                self._drained.pop(key, None)
                 self._changed.notify_all()
 
     @property
@@ -58,7 +70,11 @@ class Lifecycle:
 
     def drain(self) -> None:
         """Refuse new requests from now on."""
-        self.draining = True
+        with self._changed:
+            self.draining = True
+            drained = list(self._drained.values())
+        for tell in drained:
+            tell()
 
     def resume(self) -> None:
         """Take requests again."""

@@ -33,7 +33,10 @@ _BUFFER_BYTES = 1024 * 1024
 class _Stream:
     """One stream being written."""
 
-    def __init__(self, events: Frames, sock: socket.socket, chunked: bool) -> None:
+    def __init__(
+        self, events: Frames, sock: socket.socket, chunked: bool, ping: bytes = sse.PING
+    ) -> None:
+        self.ping = ping
         self.events = events
         self.sock = sock
         self.chunked = chunked
@@ -82,10 +85,16 @@ class OutputThread:
             sock: nothing else may write to it meanwhile.
             chunked: frame as HTTP/1.1 chunks (the last, empty one is the server's).
         """
+        self._attach(_Stream(events, sock, chunked)).wait()
+
+    def attach(self, events: Frames, sock: socket.socket, *, ping: bytes) -> threading.Event:
+        """As ``write``, with another ping, but does not wait: the event says that it has ended."""
+        return self._attach(_Stream(events, sock, False, ping))
+
+    def _attach(self, stream: _Stream) -> threading.Event:
         self._start()
-        stream = _Stream(events, sock, chunked)
-        events.notify(lambda: self._note(stream))
-        stream.done.wait()
+        stream.events.notify(lambda: self._note(stream))
+        return stream.done
 
     def _note(self, stream: _Stream) -> None:
         """Remember that a stream has events (any thread). One wake-up serves a whole step."""
@@ -188,7 +197,7 @@ class OutputThread:
                 if now - stream.blocked_since > self._send_timeout_s:
                     self._give_up(stream)
             elif now - stream.last_write >= self.ping_interval_s:
-                stream.add(sse.PING)
+                stream.add(stream.ping)
                 self._guarded(self._send, stream)
 
     def close(self) -> None:
