@@ -79,6 +79,8 @@ def refusal(matcher: LLMatcher, param: str) -> RequestError:
 def _message(matcher: LLMatcher) -> str:
     """llguidance's own words, without the backtrace of Rust that may come after them."""
     message = re.split(r"<backtrace>|stack backtrace|<non-verbose/>", matcher.get_error())[0]
+    if message.startswith("oneOf constraints"):
+        return "'oneOf' is supported where no value can match two of its schemas, plainly to see"
     return message.strip()[:_LONGEST_MESSAGE]
 
 
