@@ -1,6 +1,4 @@
-"""llama-server's dialect. Oracles: the library for texts, numpy for norms, llama-server's documented
-fields and defaults.
-"""
+"""llama-server's dialect. Oracles: the library for texts, numpy, its documented fields."""
 
 import json
 import math
@@ -130,8 +128,8 @@ def test_biases_of_every_form(client, llm):
     if llm.tokenizer.encode(text, add_special=False) == [first]:
         forms += [[[text, False]], {text: False}] if not text.isdecimal() else []
     for bias in forms:
-        answer = post(client, "/completion",
-                      {**GREEDY, "n_predict": 1, "return_tokens": True, "logit_bias": bias})[1]  # fmt: skip
+        body = {**GREEDY, "n_predict": 1, "return_tokens": True, "logit_bias": bias}
+        answer = post(client, "/completion", body)[1]
         assert answer["tokens"] != [first], bias
 
 
