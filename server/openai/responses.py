@@ -40,8 +40,8 @@ def blueprint(services: Services) -> Blueprint:
 
     @routes.post("/v1/responses")
     def create() -> Response:
-        body = ResponseBody.model_validate(json_body())
-        made = draft(body, services, _store())
+        body = ResponseBody.parse(json_body())
+        made = draft(body, services.find(body.model), _store())
         if body.background:
             return _in_background(made)
         job = launch(made, _store(), streamed=bool(body.stream))
@@ -54,7 +54,8 @@ def blueprint(services: Services) -> Blueprint:
 
     @routes.post("/v1/responses/input_tokens")
     def input_tokens() -> Response:
-        made = draft(ResponseBody.model_validate(json_body()), services, _store())
+        body = ResponseBody.parse(json_body())
+        made = draft(body, services.find(body.model), _store())
         return jsonify({"object": "response.input_tokens", "input_tokens": count_tokens(made)})
 
     @routes.get("/v1/responses/<response_id>")

@@ -42,10 +42,19 @@ class ResponseBuilder:
     Args:
         response: the object without output; it is changed in place.
         logprobs: whether texts carry log-probabilities.
+        warm: nothing is generated, and that is not a cut.
     """
 
-    def __init__(self, response: dict[str, Any], tokenizer: Tokenizer, *, logprobs: bool) -> None:
+    def __init__(
+        self,
+        response: dict[str, Any],
+        tokenizer: Tokenizer,
+        *,
+        logprobs: bool,
+        warm: bool = False,
+    ) -> None:
         self.response = response
+        self._warm = warm
         self._tokenizer = tokenizer
         self._logprobs = logprobs
         self._usage = Usage(1)
@@ -83,8 +92,8 @@ class ResponseBuilder:
 
     def finish(self) -> Iterator[Event]:
         """The events that end the last item; the response has its final state after them."""
-        cut = self.reason == "length"
-        if not self.response["output"]:
+        cut = self.reason == "length" and not self._warm
+        if not self.response["output"] and not self._warm:
             yield from self._message()
         yield from self._end("incomplete" if cut else "completed")
         self._conclude("incomplete" if cut else "completed")

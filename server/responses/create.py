@@ -11,7 +11,6 @@ from oxillama_torch.chat.tool import Tool, tools_from
 from oxillama_torch.errors import RequestError, UnsupportedError
 from oxillama_torch.sampling.philox import random_seed
 from oxillama_torch.server.answer import deadline_of
-from oxillama_torch.server.pool import Services
 from oxillama_torch.server.responses.builder import ResponseBuilder
 from oxillama_torch.server.responses.event_log import EventLog
 from oxillama_torch.server.responses.items import item_id, messages_of, parse_items
@@ -63,20 +62,20 @@ class Draft:
 
 def draft(
     body: ResponseBody,
-    services: Services,
+    found: tuple[Service, tuple[tuple[str, float], ...]],
     store: Store,
     remembered: list[Item] | None = None,
 ) -> Draft:
-    """Check a body and gather what the response builds on.
+    """Gather what a response builds on.
 
     Args:
-        remembered: what comes before, where that is not in the store.
+        found: what the body's model stands for.
+        remembered: what comes before, where that is known already.
 
     Raises:
         RequestError: names the field.
     """
-    body.check()
-    service, adapters = services.find(body.model)
+    service, adapters = found
     with store.read() as session:
         before = remembered
         if before is None:
@@ -153,11 +152,12 @@ def _tool(tool: Tool) -> dict[str, Any]:
     }
 
 
-def launch(made: Draft, store: Store, *, streamed: bool) -> ResponseJob:
+def launch(made: Draft, store: Store, *, streamed: bool, warm: bool = False) -> ResponseJob:
     """Submit the response's generation; the job is still to be started.
 
     Args:
         streamed: somebody reads its events. Those of a background response are kept anyway.
+        warm: nothing is generated; the prompt is read, so that the next turn need not.
 
     Raises:
         RequestError, UnsupportedError, CapacityError: it cannot be generated.
@@ -166,12 +166,15 @@ def launch(made: Draft, store: Store, *, streamed: bool) -> ResponseJob:
     # A background response has no client whose patience could end.
     deadline = None if background else deadline_of(made.service)
     try:
-        generation = start_turn(made.service, made.turn(), deadline)
+        turn = made.turn()
+        if warm:
+            turn = replace(turn, params=replace(turn.params, max_tokens=0))
+        generation = start_turn(made.service, turn, deadline)
     except RequestError as error:
         error.param = _own_param(error.param)
         raise
     builder = ResponseBuilder(
-        made.response, made.service.tokenizer, logprobs=made.body.wants_logprobs
+        made.response, made.service.tokenizer, logprobs=made.body.wants_logprobs, warm=warm
     )
     log = EventLog(keep=background) if streamed or background else None
     return ResponseJob(builder, generation, _saving(made, store), log)

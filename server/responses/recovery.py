@@ -81,11 +81,13 @@ class Recovery:
             self._store.write(lambda session: _give_up(session, response_id, error))
 
     def _launch(self, row: ResponseRow) -> None:
-        body = ResponseBody.model_validate(row.request)
-        made = draft(body, self._services, self._store)
-        made.items = row.input
-        made.response |= {"id": row.id, "created_at": row.created_at}
-        self._runner.start(launch(made, self._store, streamed=False))
+        body = ResponseBody.parse(row.request)
+        with self._services.lease(body.model) as found:
+            made = draft(body, found, self._store)
+            made.items = row.input
+            made.response |= {"id": row.id, "created_at": row.created_at}
+            job = launch(made, self._store, streamed=False)
+        self._runner.start(job)
 
 
 def _claim(session: Session, response_id: str) -> ResponseRow | None:

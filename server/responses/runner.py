@@ -130,10 +130,11 @@ class ResponseJob:
             )
             self._emit(self.builder.fail(self.error))
         self._emit([self.builder.last_event()])
+        self.generation.meter.close()
+        # Before the last event leaves: whoever has it may build on the response at once.
+        self.done.set()
         if self.log is not None:
             self.log.close()
-        self.generation.meter.close()
-        self.done.set()
 
     def _emit(self, events: Iterable[Event]) -> None:
         for event in events:

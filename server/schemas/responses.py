@@ -110,12 +110,19 @@ class ResponseBody(GenerationBody):
     truncation: Literal["auto", "disabled"] | None = None
     stream: bool | None = False
 
-    def check(self) -> None:
-        """What the fields' types do not say.
+    @classmethod
+    def parse(cls, body: dict[str, Any]) -> ResponseBody:
+        """A checked body.
 
         Raises:
-            RequestError: names the field.
+            RequestError, ValidationError: names the field.
         """
+        parsed = cls.model_validate(body)
+        parsed._check()
+        return parsed
+
+    def _check(self) -> None:
+        """What the fields' types do not say."""
         self.ignored_fields()
         unknown = set(self.model_extra or ()) - self.HINTS - set(self.REFUSED)
         if self.n not in (None, 1):

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
-__all__ = ["running_server"]
+__all__ = ["killed_server", "running_server"]
 
 
 @contextmanager
 def running_server(*options: object) -> Iterator[str]:
     """Serve the demo model on the CPU for the duration of a block; gives its address."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    command = [sys.executable, "-m", "oxillama_torch.cli", "serve", "--port", str(port)]
-    command += ["--device", "cpu", *map(str, options)]
-    url = f"http://127.0.0.1:{port}"
+    command, url = _command(options)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, **pipes) as process:
         try:
@@ -35,6 +31,29 @@ def running_server(*options: object) -> Iterator[str]:
             process.kill()
         output = process.stdout.read()
     assert "Traceback" not in output, output
+
+
+@contextmanager
+def killed_server(*options: object) -> Iterator[str]:
+    """As ``running_server``; at the end of the block the server is killed without notice."""
+    command, url = _command(options)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **pipes) as process:
+        try:
+            _wait_until_ready(process, url)
+            yield url
+        finally:
+            # The master alone would leave its worker behind.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _command(options: Sequence[object]) -> tuple[list[str], str]:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    command = [sys.executable, "-m", "oxillama_torch.cli", "serve", "--port", str(port)]
+    return [*command, "--device", "cpu", *map(str, options)], f"http://127.0.0.1:{port}"
 
 
 def _wait_until_ready(process: subprocess.Popen, url: str) -> None:
