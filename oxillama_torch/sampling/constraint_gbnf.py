@@ -251,9 +251,14 @@ def _refuse_left_recursion(rules: dict[str, list[list[_Item]]]) -> None:
         size = len(empty)
         empty |= {n for n, body in rules.items() if may_be_empty(_Item(group=body))}
     first = {name: set(leftmost(body)) for name, body in rules.items()}
-    # Take away rules that begin with none that is left, until nothing changes: cycles stay.
+    # Take away rules that begin with none that is left, until nothing changes: what stays leads
+    # into a cycle.
     while done := [name for name, uses in first.items() if not uses & first.keys()]:
         for name in done:
             del first[name]
     if first:
-        raise GbnfError(f"rule {next(iter(first))!r} is left-recursive")
+        name, passed = next(iter(first)), set()
+        while name not in passed:
+            passed.add(name)
+            name = min(first[name] & first.keys())
+        raise GbnfError(f"rule {name!r} is left-recursive")
