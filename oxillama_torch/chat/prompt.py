@@ -32,7 +32,8 @@ class Ask:
         tools: what the model may call.
         tool_choice: ``none``, ``auto``, ``required``, or ``=NAME`` for one function; anything that
             ``ToolChoice.of`` takes.
-        parallel_tool_calls: whether one turn may make several calls.
+        parallel_tool_calls: whether one turn may make several calls. A named function is called
+            once.
         response_format: the chat route's object (``json_schema``, ``json_object`` or ``text``).
         template_kwargs: variables for the chat template.
         reasoning_budget: most tokens of reasoning; None: no limit.
@@ -81,7 +82,7 @@ def prepare(ask: Ask, template: ChatTemplate, tokenizer: Tokenizer) -> Prompt:
     messages, definitions = syntax.family.messages(ask.messages, shown)
     ids = template.render_ids(messages, tools=definitions, **(ask.template_kwargs or {}))
     thinking = syntax.thinking(ids, tokenizer, ask.reasoning_budget)
-    constraint = _constraint(ask, syntax, callable_tools, choice.mode == "required", thinking)
+    constraint = _constraint(ask, syntax, callable_tools, choice, thinking)
     return Prompt(
         ids,
         replace(ask.params, constraint=constraint),
@@ -101,7 +102,11 @@ def prepare_all(
 
 
 def _constraint(
-    ask: Ask, syntax: Syntax, tools: tuple[Tool, ...], must_call: bool, thinking: Thinking | None
+    ask: Ask,
+    syntax: Syntax,
+    tools: tuple[Tool, ...],
+    choice: ToolChoice,
+    thinking: Thinking | None,
 ) -> Constraint | None:
     """What the reply is held to: calls, a format, the end of reasoning, or nothing."""
     answer = answer_of(ask.response_format, ask.params.constraint)
@@ -120,8 +125,8 @@ def _constraint(
         )
     wish = Wish(
         tools=[_enforceable(tool) for tool in tools],
-        must_call=must_call,
-        many=ask.parallel_tool_calls,
+        must_call=choice.mode == "required",
+        many=ask.parallel_tool_calls and not choice.once,
         answer=None if answer is None else answer.body,
         thinking=thinking,
     )

@@ -117,10 +117,12 @@ class ToolChoice:
     Args:
         mode: ``none``, ``auto`` or ``required``.
         names: what may be called; None: any of the tools.
+        once: one call is wanted, as where a function is named.
     """
 
     mode: str = "auto"
     names: frozenset[str] | None = None
+    once: bool = False
 
     @classmethod
     def of(cls, value: Any, tools: Sequence[Tool], param: str = "tool_choice") -> ToolChoice:
@@ -140,9 +142,9 @@ class ToolChoice:
         if value == "required":
             choice = cls("required")
         elif isinstance(value, str) and value.startswith("="):
-            choice = cls("required", frozenset([value[1:]]))
+            choice = cls("required", frozenset([value[1:]]), once=True)
         elif isinstance(value, Mapping) and value.get("type") == "function":
-            choice = cls("required", frozenset([_named(value, param)]))
+            choice = cls("required", frozenset([_named(value, param)]), once=True)
         elif isinstance(value, Mapping) and value.get("type") == "allowed_tools":
             choice = cls._allowed(value.get("allowed_tools", value), f"{param}.allowed_tools")
         else:
