@@ -26,11 +26,12 @@ from rich.progress import track
 from oxillama_torch import LLM, read_gguf
 from oxillama_torch.gguf.types import TYPE_SIZES, GGMLType
 
-# What should lose no less than what stands before it: the same method with fewer bits.
+# What should lose no less than what stands before it: the same method with fewer bits. Q1_0, Q2_0,
+# TQ1_0 and TQ2_0 are for models that were trained in them, and have no place among these.
 ORDERS = (
     ("F32", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K"),
     ("F32", "Q8_0", "Q5_1", "Q4_1"),
-    ("F32", "Q8_0", "Q5_0", "Q4_0", "Q2_0", "Q1_0"),
+    ("F32", "Q8_0", "Q5_0", "Q4_0"),
     ("F32", "IQ4_NL", "IQ4_XS", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"),
     ("F32", "F16", "BF16"),
 )

@@ -54,8 +54,9 @@ def decode_tile(
     octet = k0 % 256 // 8 + tl.arange(0, BLOCK_K // 8)
     signs = tl.load(high + 8 + octet[None, :], mask=mask, other=0).to(tl.int32)
     w = grids.signed_tile(tl.load(p3 + (q | grids.take8(qh << 8, 1, 256))), signs)
-    scales = tl.load(high + 40 + (group // 2)[None, :], mask=mask, other=0).to(tl.int32)
-    s = (scales >> (group % 2 * 4)[None, :]) & 15
+    pair = k0 % 256 // 64 + tl.arange(0, BLOCK_K // 64)
+    scales = tl.load(high + 40 + pair[None, :], mask=mask, other=0).to(tl.int32)
+    s = tl.join(scales & 15, scales >> 4).reshape(BLOCK_N, BLOCK_K // 32)
     d = tl.load(p2 + rows * s2 + k0 // 256, mask=row_mask, other=0.0).to(tl.float32)
     scale = d[:, None] * small_to_float(2 * s + 1, 0)
     w = w.reshape(BLOCK_N, BLOCK_K // 32, 32) * scale[:, :, None]
