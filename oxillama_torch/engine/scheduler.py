@@ -2,6 +2,7 @@
 
 One token budget covers a step. In order:
 
+    0. where a request of higher priority waits in vain, the latest one of lower priority gives way
     1. requests with a single token to compute (decode), so that no running stream waits for a
        prompt; there are never more running requests than tokens in the budget, so all of them fit
     2. requests with several new tokens (a grammar left no choice), then prompts in progress: a
@@ -94,6 +95,7 @@ class Scheduler:
 
     def schedule(self) -> ScheduledBatch:
         """Decide one step. The caller computes it and hands it to ``postprocess``."""
+        displaced = self._make_way()
         preempted: list[RequestState] = []
         items = self._decodes(preempted)
         budget = self.max_batch_tokens - len(items)
@@ -105,7 +107,7 @@ class Scheduler:
         while budget and not preempted and (state := self._admit()) is not None:
             items.append(ScheduledItem(state, state.computed, min(state.pending, budget)))
             budget -= items[-1].count
-        return ScheduledBatch(tuple(items), tuple(preempted))
+        return ScheduledBatch(tuple(items), (*displaced, *preempted))
 
     def postprocess(
         self, batch: ScheduledBatch, chosen: Mapping[RequestState, Sequence[int]]
@@ -154,12 +156,27 @@ class Scheduler:
                     items.append(ScheduledItem(state, state.computed, 1))
         return items
 
+    def _make_way(self) -> list[RequestState]:
+        """Preempt the latest request, if one of higher priority has no place or no pages."""
+        if not self.waiting or not self.running:
+            return []
+        first, last = self.waiting[0], self.running[-1]
+        full = len(self.running) == self.max_running or self._refused == self._situation(first)
+        if not full or last.request.priority <= first.request.priority:
+            return []
+        self._preempt(last)
+        return [last]
+
+    def _situation(self, state: RequestState) -> tuple[RequestState, int, int]:
+        """What must change before a request that was refused can be admitted."""
+        return state, self.pages.allocator.releases, len(self.running)
+
     def _admit(self) -> RequestState | None:
         """Let the first waiting request run, if there is a place and pages for it."""
         if not self.waiting or len(self.running) == self.max_running:
             return None
         state = self.waiting[0]
-        situation = (state, self.pages.allocator.releases, len(self.running))
+        situation = self._situation(state)
         if self._refused == situation:
             return None  # no page was given back and nobody has left since it was last refused
         taken = self.pages.take(

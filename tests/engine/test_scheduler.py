@@ -220,6 +220,30 @@ def test_low_priority_is_preempted_before_late_arrival():
     assert set(preempted) == {low} and high in sim.finished
 
 
+@pytest.mark.parametrize("sizes", [{"batch_size": 2}, {"pages": 6}], ids=["places", "pages"])
+def test_low_priority_gives_way_at_once(sizes):
+    """Nobody who is waited for stands behind work that nobody waits for."""
+    sim = Simulation(prefix_cache=False, **sizes)
+    low = [sim.add(range(8), max_tokens=12, priority=10) for _ in range(2)]
+    sim.step()
+    high = sim.add(range(8), max_tokens=3)
+    seen = [sim.step() for _ in range(3)]
+    assert high in {item.state for batch in seen for item in batch.items}
+    assert {state for batch in seen for state in batch.preempted} == {low[1]}
+    while sim.scheduler.waiting or sim.scheduler.running:
+        sim.step()
+    assert set(sim.finished) == {*low, high} and list(sim.finished)[0] is high
+
+
+def test_equal_priority_gives_way_to_nobody():
+    sim = Simulation(batch_size=1)
+    first = sim.add(range(4), max_tokens=8)
+    sim.step()
+    sim.add(range(4), max_tokens=1)
+    while first not in sim.finished:
+        assert not sim.step().preempted
+
+
 def test_a_preempted_request_finds_its_pages_in_the_cache():
     sim = Simulation(pages=6)
     sim.add([1] * 8, max_tokens=12)
