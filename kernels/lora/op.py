@@ -204,4 +204,4 @@ def padded_rank(rank: int) -> int:
 
 
 _HERE = "oxillama_torch.kernels.lora"
-registry.declare("lora", f"{_HERE}.reference", f"{_HERE}.triton_backend")
+registry.declare("lora", f"{_HERE}.reference", f"{_HERE}.cpu", f"{_HERE}.triton_backend")

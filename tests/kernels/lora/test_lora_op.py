@@ -20,6 +20,7 @@ INPUTS = 1100  # two splits, and no multiple of a tile
 RANKS = (3, 16, 40)
 BACKENDS = [
     "reference",
+    "cpu",
     pytest.param(
         "triton",
         marks=[
