@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
@@ -22,6 +24,8 @@ _WORKER = "oxillama_torch.sampling.constraint_worker"
 # What a compiled grammar holds, measured: it grows with the grammar's text, and as it is used.
 _ENTRY_BYTES = 256 * 1024
 _GROWTH = 64
+# Processor time that one step of one request may take: those of the others wait for it.
+_LONGEST_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +83,12 @@ class Matcher:
         words: 32-bit words of a mask.
     """
 
-    __slots__ = ("_goes_on", "_param", "_tokens", "inner", "words")
+    __slots__ = ("_goes_on", "_param", "_slow", "_tokens", "inner", "words")
 
     def __init__(self, inner: LLMatcher, tokens: Tokens, param: str, *, goes_on: bool) -> None:
         self.inner, self._tokens, self._param, self._goes_on = inner, tokens, param, goes_on
         self.words = -(-tokens.tokenizer.vocab_size // 32)
+        self._slow = False
 
     @property
     def complete(self) -> bool:
@@ -93,6 +98,8 @@ class Matcher:
     @property
     def error(self) -> RequestError | None:
         """Why the grammar cannot be followed any further, if so."""
+        if self._slow:
+            return RequestError("the constraint takes too long to follow", param=self._param)
         return refusal(self.inner, self._param) if self.inner.is_error() else None
 
     def accept(self, token_id: int) -> None:
@@ -101,7 +108,15 @@ class Matcher:
 
     def forced(self) -> list[int]:
         """The tokens that come next whatever the logits say; often none."""
-        return self.inner.compute_ff_tokens()
+        with self.timed():
+            return self.inner.compute_ff_tokens()
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        """Work done for this request alone: if it takes too long, that is an ``error``."""
+        started = time.thread_time()
+        yield
+        self._slow |= time.thread_time() - started > _LONGEST_S
 
     def restrict(self, allowed: np.ndarray) -> None:
         """Take out of a mask what llguidance does not know of; in place.

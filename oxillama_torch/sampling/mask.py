@@ -6,16 +6,22 @@ Shapes: R rows of logits, C of them constrained, V vocabulary, W 32-bit words of
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from llguidance import LLExecutor
+from llguidance import LLExecutor, LLMatcher
 
 from oxillama_torch.errors import RequestError
 from oxillama_torch.sampling.constraint_matcher import Matcher
 
 __all__ = ["MaskFiller", "Masks"]
+
+# A step whose masks take longer than this is followed by some that compute them one by one, so that
+# the request that is to blame is known and ended.
+_SLOW_S = 0.05
+_WATCHED_STEPS = 16
 
 
 class MaskFiller:
@@ -29,6 +35,7 @@ class MaskFiller:
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self._vocab_size, self._device = vocab_size, device
         self._executor: LLExecutor | None = None
+        self._watched = 0
 
     def start(self, matchers: Sequence[Matcher | None]) -> Masks | None:
         """Begin to compute the masks of a step.
@@ -43,7 +50,13 @@ class MaskFiller:
             return None
         if self._executor is None:
             self._executor = LLExecutor()
-        return Masks(rows, self._vocab_size, self._device, self._executor)
+        self._watched = max(self._watched - 1, 0)
+        return Masks(
+            rows, self._vocab_size, self._device, self._executor, self._watched > 0, self._watch
+        )
+
+    def _watch(self) -> None:
+        self._watched = _WATCHED_STEPS
 
 
 class Masks:
@@ -54,6 +67,8 @@ class Masks:
         vocab_size: columns of the logits.
         device: where they are.
         executor: threads to compute with.
+        one_by_one: take each request's time.
+        watch: called when it took long.
     """
 
     def __init__(
@@ -62,8 +77,11 @@ class Masks:
         vocab_size: int,
         device: torch.device,
         executor: LLExecutor,
+        one_by_one: bool,
+        watch: Callable[[], None],
     ) -> None:
         self._rows, self._vocab_size = rows, vocab_size
+        self._one_by_one, self._watch = one_by_one, watch
         self._device, self._executor = device, executor
         self._banned: torch.Tensor | None = None
         # llguidance computes without the interpreter's lock. A thread of its own for each step
@@ -92,11 +110,24 @@ class Masks:
         """Let the filling end, if the masks are wanted or not: matchers serve one at a time."""
         self._thread.join()
 
+    def _compute(self, pairs: list[tuple[LLMatcher, int]], words: np.ndarray) -> None:
+        """Fill lines of ``words``; a single one in this thread, several in the executor's."""
+        self._executor.unsafe_compute_mask_ptr(
+            pairs, words.ctypes.data, words.shape[1] * words.itemsize, len(words)
+        )
+
     def _fill(self) -> None:
         words = np.empty((len(self._rows), self._rows[0][1].words), np.int32)
         pairs = [(matcher.inner, index) for index, (_, matcher) in enumerate(self._rows)]
-        row_bytes = words.shape[1] * words.itemsize
-        self._executor.unsafe_compute_mask_ptr(pairs, words.ctypes.data, row_bytes, len(pairs))
+        started = time.monotonic()
+        if self._one_by_one:
+            for pair, (_, matcher) in zip(pairs, self._rows):
+                with matcher.timed():
+                    self._compute([pair], words)
+        else:
+            self._compute(pairs, words)
+        if time.monotonic() - started > _SLOW_S:
+            self._watch()
         # Columns beyond the last word have no token and come out as zeros.
         allowed = np.unpackbits(
             words.view(np.uint8), axis=1, count=self._vocab_size, bitorder="little"

@@ -16,6 +16,7 @@ import torch
 from oxillama_torch.config import demo_model_path
 from oxillama_torch.errors import CapacityError, RequestError
 from oxillama_torch.gguf.reader import read_gguf
+from oxillama_torch.sampling import mask
 from oxillama_torch.sampling.constraint import MAX_SOURCE, Constraint
 from oxillama_torch.sampling.constraint_matcher import ConstraintCompiler, ConstraintLimits
 from oxillama_torch.sampling.mask import MaskFiller
@@ -270,3 +271,25 @@ def test_plain_data():
     assert json.loads(constraint.source) == schema
     assert constraint == Constraint("json_schema", constraint.source, "there")
     assert len({constraint, Constraint.json_schema(schema)}) == 1
+
+
+def test_the_request_whose_masks_take_long_is_the_one_that_ends(compiler, monkeypatch):
+    """Time is scripted: the second of three matchers takes 60 ms of this thread whenever asked."""
+    compiler = compiler()
+    matchers = [compiler.matcher(Constraint("regex", f"{letter}*")) for letter in "abc"]
+    filler = MaskFiller(300, torch.device("cpu"))
+
+    def burn(self, pairs, words):
+        if any(pair[0] is matchers[1].inner for pair in pairs):
+            end = time.thread_time() + 0.06
+            while time.thread_time() < end:
+                pass
+        compute(self, pairs, words)
+
+    compute = mask.Masks._compute
+    monkeypatch.setattr(mask.Masks, "_compute", burn)
+    _, errors = filler.start(matchers).apply(torch.zeros(3, 300))
+    assert not errors, "who is to blame is not known yet"
+    masked, errors = filler.start(matchers).apply(torch.zeros(3, 300))
+    assert errors.keys() == {1} and errors[1].status == 400
+    assert masked[0].isfinite().any() and masked[2].isfinite().any()
