@@ -62,7 +62,7 @@ class LLM:
         tokenizer: the model's tokenizer.
         chat_template: None when the file has none.
         name: ``general.name`` of the file, blanks as hyphens, or the file's own name.
-        fingerprint: equal outputs are promised for equal fingerprints, see ``engine.loading``.
+        fingerprint: equal outputs are promised for equal ones, see ``engine.loading``.
 
     Raises:
         GGUFError: the file cannot be read or is not a sound GGUF file.
@@ -114,7 +114,7 @@ class LLM:
             self.name = "-".join(str(name).split()) if name else config.model_path.stem
             self._architecture = gguf.architecture
             self.chat_template = _chat_template(gguf.metadata, self.tokenizer)
-        self.fingerprint = engine.fingerprint
+        self._fingerprint = engine.fingerprint
         self.engine = EngineThread(engine, inbox_size=config.inbox_size)
         self.engine.start()
         self._adapting = Adapting(self.engine)
@@ -311,6 +311,11 @@ class LLM:
         return self.tokenizer.decode(token_ids, skip_special=skip_special)
 
     @property
+    def fingerprint(self) -> str:
+        """Names what shapes an output, merged adapters included."""
+        return self._fingerprint + self.merging.mark
+
+    @property
     def adapters(self) -> list[str]:
         """Names of the loaded adapters."""
         return self._adapting.names()
@@ -343,11 +348,7 @@ class LLM:
     ) -> MergeReport:
         """Add an adapter to the weights: it then costs nothing, and every request has it.
 
-        Args:
-            merge_dtype: what sums are kept as: ``f16``, ``bf16``, ``f32``, ``q8_0``, or ``same``,
-                the type that each tensor had where that can be encoded, else F16.
-
-        Returns: what keeping them so costs in accuracy.
+        Sums are kept as ``merge_dtype``, see MERGE_DTYPES. Returns: what that costs in accuracy.
         """
         return self.merging.merge(name, scale, merge_dtype)
 

@@ -8,6 +8,7 @@ Requests that are running go on with the new weights from their next token.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,12 +35,21 @@ class AdapterMerging:
         self._merger = Merger(engine.adapters.targets)
         self._lock = threading.RLock()
         self._merges: dict[str, Merge] = {}
+        self._for_good = ""  # mark of what was merged and unloaded
         self._disabled = False
 
     @property
     def merged(self) -> dict[str, float]:
         """Name -> scale of the adapters that are part of the weights, in order of merging."""
         return {name: merge.scale for name, merge in self._merges.items()}
+
+    @property
+    def mark(self) -> str:
+        """Tells weights with different adapters in them apart; empty for the file's own."""
+        parts = [f"{m.adapter.digest} {m.scale!r} {m.dtype}" for m in self._merges.values()]
+        if not parts:
+            return self._for_good
+        return f"-{hashlib.sha256(repr([self._for_good, *parts]).encode()).hexdigest()[:8]}"
 
     def merge(self, name: str, scale: float = 1.0, dtype: str = "f16") -> MergeReport:
         """Make ``W + scale * (what the adapter changes)`` the weights of every request.
@@ -94,6 +104,7 @@ class AdapterMerging:
             report = self._apply(merges)
             registry = self._engine.adapters
             self._engine.call(lambda engine: registry.rebase(Targets(registry.targets.decoder)))
+            self._for_good = self.mark
             self._merger, self._merges = Merger(registry.targets), {}
             return report
 

@@ -18,6 +18,7 @@ from oxillama_torch.kernels.formats.base import get
 
 __all__ = ["MERGE_DTYPES", "Rounding", "TensorReport", "decode", "encode", "merged_type"]
 
+#: What merged tensors are kept as; ``same``: the type they had where it can be encoded, else F16.
 MERGE_DTYPES = ("f16", "bf16", "f32", "q8_0", "same")
 
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -112,8 +112,11 @@ def test_merge_and_unload_leaves_a_model_of_its_own(tmp_path):
             llm.merge_and_unload()
         llm.load_adapter("first", tmp_path / "first")
         llm.load_adapter("other", tmp_path / "second")
+        marks = [llm.fingerprint]
         llm.merge_adapter("first", merge_dtype="f32")
+        marks.append(llm.fingerprint)
         llm.merge_and_unload()
+        assert llm.fingerprint == marks[1] != marks[0]
         assert llm.adapters == [] and llm.merging.merged == {}
         with pytest.raises(RequestError, match="'first' is not merged"):
             llm.unmerge_adapter("first")
