@@ -99,7 +99,7 @@ def create_app(config: ServerConfig | None = None, engine: LLM | Service | None 
     for spec in service.config.models:
         name, _, path = spec.partition("=")
         services.load(name, Path(path))
-    runner = app.extensions["batches"] = BatchRunner(app, store, service.config.batch_lines)
+    runner = app.extensions["batches"] = BatchRunner(app, store, service.config)
     store.on_start(lambda: sweep_blobs(store))
     store.on_start(runner.resume)
     app.extensions["runs"] = ResponseRunner()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from oxillama_torch.chat.prompt import Ask, prepare
 from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.server.output import Generation
 from oxillama_torch.server.service import Service
 
-__all__ = ["Turn", "start_turn"]
+__all__ = ["Turn", "effort_variables", "start_turn"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +22,13 @@ class Turn(Ask):
     """
 
     adapters: tuple[tuple[str, float], ...] = ()
+
+
+def effort_variables(effort: str | None) -> dict[str, Any]:
+    """Variables for the template. Effort has two names there: its own, and thinking or not."""
+    if effort is None:
+        return {}
+    return {"reasoning_effort": effort, "enable_thinking": effort != "none"}
 
 
 def start_turn(service: Service, turn: Turn, deadline: float | None = None) -> Generation:

@@ -14,7 +14,7 @@ from oxillama_torch.server.answer import deadline_of
 from oxillama_torch.server.assistants.objects import Object
 from oxillama_torch.server.output import Generation
 from oxillama_torch.server.service import Service
-from oxillama_torch.server.turn import Turn
+from oxillama_torch.server.turn import Turn, effort_variables
 
 __all__ = ["ThreadTooLong", "begin_turn", "texts_of"]
 
@@ -94,6 +94,7 @@ def _turn(
         tool_choice=choice,
         parallel_tool_calls=run["parallel_tool_calls"],
         response_format=None if wanted == "auto" else wanted,
+        template_kwargs=effort_variables(run["reasoning_effort"]),
     )
 
 

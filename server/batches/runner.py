@@ -17,6 +17,7 @@ import orjson
 from flask import Flask
 from sqlalchemy import select
 
+from oxillama_torch.config import ServerConfig
 from oxillama_torch.server.batches.lines import Line, Scan, read_line, scan
 from oxillama_torch.server.batches.records import (
     UNFINISHED,
@@ -75,11 +76,12 @@ class BatchRunner:
     Args:
         app: whose routes serve the lines.
         store: where batches stand.
-        lines: most lines that run at once.
+        config: ``batch_lines`` run at once, but no more than a quarter of ``max_streams``.
     """
 
-    def __init__(self, app: Flask, store: Store, lines: int) -> None:
-        self._app, self._store, self._lines = app, store, lines
+    def __init__(self, app: Flask, store: Store, config: ServerConfig) -> None:
+        self._app, self._store = app, store
+        self._lines = max(1, min(config.batch_lines, config.max_streams // 4))
         self._lock = threading.Lock()
         self._waiting: deque[_Batch] = deque()
         self._active: dict[str, threading.Thread] = {}

@@ -66,7 +66,7 @@ class AssistantChanges(_Resources):
         """The assistant's fields that the body has."""
         if self.tools:
             tools_from(self.tools)
-        fields = self.model_dump(exclude={"attachments", "reasoning_effort", *self.model_extra})
+        fields = self.model_dump(exclude={"attachments", *self.model_extra})
         given = {name: fields[name] for name in fields if name in self.model_fields_set}
         if "model" in given and given["model"] is None:
             raise RequestError("'model' must be a string.", code="invalid_type", param="model")
@@ -92,6 +92,7 @@ class AssistantBody(AssistantChanges):
             "temperature": 1.0,
             "top_p": 1.0,
             "response_format": "auto",
+            "reasoning_effort": None,
         }
         return {**defaults, **{k: v for k, v in self.given().items() if v is not None}}
 
@@ -186,6 +187,7 @@ class RunBody(StrictModel):
             "tool_choice": self.tool_choice or "auto",
             "parallel_tool_calls": _first(self.parallel_tool_calls, True),
             "response_format": _first(self.response_format, base.get("response_format"), "auto"),
+            "reasoning_effort": _first(self.reasoning_effort, base.get("reasoning_effort")),
         }
 
     def _instructions(self, assistant: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from oxillama_torch.sampling.params import SamplingParams
 from oxillama_torch.server.schemas.batches import Metadata
 from oxillama_torch.server.schemas.common import GenerationBody, StrictModel
 from oxillama_torch.server.schemas.constraint import ConstraintFields
-from oxillama_torch.server.turn import Turn
+from oxillama_torch.server.turn import Turn, effort_variables
 
 __all__ = ["ChatBody"]
 
@@ -115,18 +115,13 @@ class ChatBody(GenerationBody, ConstraintFields):
             tool_choice=ToolChoice.of(self.tool_choice, tools),
             parallel_tool_calls=self.parallel_tool_calls,
             response_format=self.response_format,
-            template_kwargs=self._template_variables(),
+            template_kwargs={
+                **effort_variables(self.reasoning_effort),
+                **(self.chat_template_kwargs or {}),
+            },
             reasoning_budget=self._reasoning_budget(),
             reasoning_apart=self.reasoning_format != "none",
         )
-
-    def _template_variables(self) -> dict[str, Any]:
-        """Variables for the template. Effort has two names there: its own, and thinking or not."""
-        variables: dict[str, Any] = {}
-        if self.reasoning_effort is not None:
-            variables["reasoning_effort"] = self.reasoning_effort
-            variables["enable_thinking"] = self.reasoning_effort != "none"
-        return {**variables, **(self.chat_template_kwargs or {})}
 
     def _reasoning_budget(self) -> int | None:
         """Most tokens of reasoning, by llama-server's name or vLLM's; -1 is no limit."""

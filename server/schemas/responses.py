@@ -12,7 +12,7 @@ from oxillama_torch.errors import RequestError
 from oxillama_torch.sampling.params import SamplingParams
 from oxillama_torch.server.schemas.batches import Metadata
 from oxillama_torch.server.schemas.common import GenerationBody, StrictModel
-from oxillama_torch.server.turn import Turn
+from oxillama_torch.server.turn import Turn, effort_variables
 
 __all__ = ["ResponseBody", "StreamQuery"]
 
@@ -187,7 +187,6 @@ class ResponseBody(GenerationBody):
         tools = tools_from(self.tools or ())
         format_ = self.text.format if self.text is not None else None
         effort = self.reasoning.effort if self.reasoning is not None else None
-        variables = {"reasoning_effort": effort, "enable_thinking": effort != "none"}
         return Turn(
             messages=messages,
             params=params,
@@ -196,5 +195,5 @@ class ResponseBody(GenerationBody):
             tool_choice=ToolChoice.of(self.tool_choice, tools),
             parallel_tool_calls=self.parallel_tool_calls is not False,
             response_format=format_.chat_form() if format_ is not None else None,
-            template_kwargs=variables if effort is not None else None,
+            template_kwargs=effort_variables(effort),
         )

@@ -126,6 +126,12 @@ def test_other_endpoints(api):
     done = api.ended(api.create(lines, CHAT)["id"])
     answer = api.lines(done.output_file_id)[0]["response"]["body"]
     assert answer["object"] == "chat.completion"
+    body = {"model": api.model, "input": "hi", "max_output_tokens": 4}
+    line = {"custom_id": "r", "method": "POST", "url": "/v1/responses", "body": body}
+    done = api.ended(api.create([line], "/v1/responses")["id"])
+    answer = api.lines(done.output_file_id)[0]["response"]["body"]
+    assert answer["object"] == "response" and done.usage.output_tokens > 0
+    assert api.get(f"/v1/responses/{answer['id']}")["id"] == answer["id"]
     body = {"model": api.model, "input": ["a", "b"]}
     line = {"custom_id": "e", "method": "POST", "url": "/v1/embeddings", "body": body}
     done = api.ended(api.create([line], "/v1/embeddings")["id"])
@@ -315,7 +321,8 @@ def test_goes_on_after_a_restart(make_app, llm, monkeypatch, tmp_path):
     assert [o["custom_id"] for o in api.lines(done.output_file_id)] == [
         x["custom_id"] for x in lines
     ]
-    assert len(list(api.app.extensions["store"].blobs.ids())) == 1
+    blobs = api.app.extensions["store"].blobs
+    wait_for(lambda: len(list(blobs.ids())) == 1, "the input is kept")
 
 
 def test_lines_have_the_limits_of_their_caller_and_end_with_his_key(make_app, tmp_path):
