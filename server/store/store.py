@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sqlalchemy import func, select
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
@@ -84,7 +84,8 @@ class Store:
     def write(self, function: Callable[[Session], T]) -> T:
         """Run ``function(session)`` and return its result once its changes are on the disk.
 
-        It may be run again when the database fails half-way, so it must change nothing but rows.
+        It may be run again, when the database or another function of its group fails: so it must
+        change nothing but rows.
 
         Raises:
             what it raises: its changes alone are undone. StoreError: locked, full, gone.
@@ -93,8 +94,6 @@ class Store:
             return self.submit(function).result(timeout=_LONGEST_WRITE_S)
         except FutureTimeout:
             raise StoreError("the database is too slow") from None
-        except OperationalError as error:
-            raise StoreError(reason_of(error)) from error
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
@@ -106,10 +105,8 @@ class Store:
         try:
             with Session(self._reading, expire_on_commit=False) as session:
                 yield session
-        except (OperationalError, PoolTimeout) as error:
+        except (OperationalError, InterfaceError, PoolTimeout) as error:
             raise StoreError(reason_of(error)) from error
-        except SQLAlchemyError as error:
-            raise StoreError("the database cannot be used") from error
 
     def on_start(self, hook: Callable[[], None]) -> None:
         """Have ``hook`` called once, when the application is complete: for what a crash cut."""

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Engine, event
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from oxillama_torch.server.store.database import reason_of
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 # How long a write may meet a locked or restarting database before it fails.
 PATIENCE_S = 5.0
 _GROUP = 256
+# The database has failed, rather than what was asked of it.
+_TROUBLE = (OperationalError, InternalError, InterfaceError, PoolTimeout)
 _PAUSE_S = 0.02
 
 
@@ -64,8 +67,9 @@ class Writer:
     def submit(self, function: Callable[[Session], Any]) -> Future:
         """Have ``function`` run; its future is done when its changes are on the disk.
 
-        It may be run again when the database fails half-way, so it must change nothing but rows.
-        What it raises is raised by the future, and undoes its changes alone.
+        It may be run again, when the database or another function of its group fails: so it must
+        change nothing but rows. What it raises is raised by the future, and undoes its changes
+        alone.
         """
         job = _Job(function)
         with self._lock:
@@ -107,31 +111,36 @@ class Writer:
         except _CommitFailed as error:
             self._commit_failed(jobs, error)
             return True
-        except SQLAlchemyError as error:
-            log.info("a group of %d writes is split: %s", len(jobs), reason_of(error))
+        except Exception as error:
+            # One of them may be to blame; alone, each fails for itself.
+            log.debug("a group of %d writes is split: %r", len(jobs), error)
             return False
-        _resolve(jobs, results)
+        for job, result in zip(jobs, results, strict=True):
+            job.future.set_result(result)
         return True
 
     def _alone(self, job: _Job) -> None:
         """One job, tried again while the database is locked or away."""
         while True:
             try:
-                _resolve([job], self._transaction([job]))
+                job.future.set_result(self._transaction([job])[0])
                 return
             except _CommitFailed as error:
                 self._commit_failed([job], error)
                 return
-            except SQLAlchemyError as error:
+            except _TROUBLE as error:
                 reason = self.failed or reason_of(error)
                 if "disk" in reason or self.failed or time.monotonic() > job.deadline:
                     log.error("the store cannot write: %s", reason)
                     job.future.set_exception(StoreError(reason))
                     return
                 time.sleep(_PAUSE_S * (0.5 + random.random()))
+            except Exception as error:
+                job.future.set_exception(error)
+                return
 
     def _commit_failed(self, jobs: list[_Job], error: _CommitFailed) -> None:
-        reason = reason_of(error.__cause__)
+        reason = reason_of(error)
         if "reports an error" in reason:
             # After a failed fsync a later success says nothing about what was lost.
             self.failed = f"{reason}; it needs a restart"
@@ -139,14 +148,14 @@ class Writer:
         for job in jobs:
             job.future.set_exception(StoreError(reason))
 
-    def _transaction(self, jobs: list[_Job]) -> list[tuple[Any, Exception | None]]:
+    def _transaction(self, jobs: list[_Job]) -> list[Any]:
         with Session(self._engine, expire_on_commit=False) as session:
             event.listen(session, "before_flush", self._number)
-            results = [_run_job(session, job) for job in jobs]
+            results = [job.function(session) for job in jobs]
             session.flush()
             try:
                 session.commit()
-            except SQLAlchemyError as error:
+            except Exception as error:
                 raise _CommitFailed from error
         return results
 
@@ -155,29 +164,3 @@ class Writer:
             if row.seq is None:
                 self._seq += 1
                 row.seq = self._seq
-
-
-def _run_job(session: Session, job: _Job) -> tuple[Any, Exception | None]:
-    """The job's result or its own error; an error of the database is everybody's."""
-    try:
-        with session.begin_nested():
-            return job.function(session), None
-    except DBAPIError as error:
-        if error.connection_invalidated or _is_trouble(error):
-            raise
-        return None, error
-    except Exception as error:
-        return None, error
-
-
-def _is_trouble(error: DBAPIError) -> bool:
-    """Whether the database failed, rather than the statement."""
-    return type(error).__name__ in ("OperationalError", "InternalError", "InterfaceError")
-
-
-def _resolve(jobs: list[_Job], results: list[tuple[Any, Exception | None]]) -> None:
-    for job, (value, error) in zip(jobs, results, strict=True):
-        if error is None:
-            job.future.set_result(value)
-        else:
-            job.future.set_exception(error)
