@@ -285,9 +285,9 @@ def test_a_full_engine_is_waited_for(api, llm, monkeypatch):
     assert done.request_counts.completed == 1 and len(refused) == 1
 
 
-def test_goes_on_after_a_restart(make_app, llm, monkeypatch, tmp_path):
+def test_goes_on_after_a_restart(make_app, llm, monkeypatch, store_settings):
     """Lines that were done are not run again; the input may be deleted meanwhile."""
-    settings = {"store": str(tmp_path / "store.db"), "batch_lines": 2}
+    settings = {**store_settings, "batch_lines": 2}
     app = create_app(ServerConfig(**settings), llm)
     api = Client(app)
     lines = [api.line(f"r{i}", prompt="x" * (i + 1), max_tokens=1) for i in range(12)]

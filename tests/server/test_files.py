@@ -199,8 +199,8 @@ def test_expired_files_are_gone(client, app):
     assert blobs(app) == []
 
 
-def test_blobs_without_a_row_are_swept_at_start(tmp_path):
-    store = Store(ServerConfig(store=str(tmp_path / "store.db")))
+def test_blobs_without_a_row_are_swept_at_start(store_settings):
+    store = Store(ServerConfig(**store_settings))
     kept, nbytes = store.blobs.put(io.BytesIO(b"abc"))
     store.write(lambda s: add_file(s, kept, nbytes, filename="a", purpose="batch"))
     store.blobs.put(io.BytesIO(b"lost"))

@@ -502,9 +502,9 @@ def test_a_thread_deleted_under_its_run(sdk, assistant, thread):
         sdk.threads.runs.retrieve(run.id, thread_id=thread.id)
 
 
-def test_after_a_crash_no_run_hangs(llm, model, tmp_path, monkeypatch):
+def test_after_a_crash_no_run_hangs(llm, model, store_settings, monkeypatch):
     """Runs at work have failed; one that waits for its client waits on."""
-    settings = ServerConfig(store=str(tmp_path / "store.db"))
+    settings = ServerConfig(**store_settings)
     app = create_app(settings, llm)
     sdk = sdk_of(app)
     made = sdk.assistants.create(model=model, temperature=0)
