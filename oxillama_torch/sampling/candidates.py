@@ -104,11 +104,13 @@ class Candidates:
 
     def scale(self, temperature: torch.Tensor) -> None:
         """Divide logits by a temperature, float32 [D, 1]."""
-        if self._relative:
-            x = self.x.sub_(self.peak).div_(temperature)
-        else:
-            x = self.x / temperature
-        self.replace(x)
+        if not self._relative:
+            self.replace(self.x / temperature)
+            return
+        if self._peak is None:  # the likeliest has been dropped
+            self.x.sub_(self.peak)
+        self.x.div_(temperature)
+        self._mass, self._peak = None, torch.zeros_like(self.peak)
 
     def replace(self, x: torch.Tensor) -> None:
         """Other logits for the same columns."""
@@ -164,7 +166,12 @@ class Candidates:
         return part
 
     def by_id(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Weights in order of token ids, and those ids (None: all of the vocabulary)."""
+        """Weights in order of token ids, and those ids (None: all of the vocabulary).
+
+        Nothing may be asked of the candidates afterwards.
+        """
+        if self._mass is None:
+            self._mass = weights(self.x, self.peak, in_place=self._owned)
         if self.ids is None:
             return self.mass, None
         if self.x.shape[-1] * _DENSE_SHARE > self.vocabulary:

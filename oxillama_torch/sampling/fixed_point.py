@@ -25,17 +25,19 @@ ONE = 1 << 43
 MAX_VOCABULARY = 1 << 19
 
 
-def weights(x: torch.Tensor, peak: torch.Tensor) -> torch.Tensor:
+def weights(x: torch.Tensor, peak: torch.Tensor, *, in_place: bool = False) -> torch.Tensor:
     """``round(exp(x - peak) * 2**43)``.
 
     Args:
         x: float32 [R, V].
         peak: float32 [R, 1], the maximum of each row.
+        in_place: ``x`` may be overwritten.
 
     Returns: int64 [R, V].
     """
     assert x.shape[-1] <= MAX_VOCABULARY, f"vocabulary of {x.shape[-1]} would overflow"
-    return x.sub(peak).exp_().mul_(ONE).round_().to(torch.int64)
+    below = x.sub_(peak) if in_place else x.sub(peak)
+    return below.exp_().mul_(ONE).round_().to(torch.int64)
 
 
 def ordered_keys(x: torch.Tensor) -> torch.Tensor:

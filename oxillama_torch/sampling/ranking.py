@@ -19,11 +19,14 @@ from __future__ import annotations
 import torch
 
 from oxillama_torch.sampling.candidates import Candidates, likeliest
-from oxillama_torch.sampling.fixed_point import steady_sum
+from oxillama_torch.sampling.fixed_point import ONE, steady_sum
 
 __all__ = ["entropy", "top_k", "top_p", "typical_p"]
 
 _FIRST_CANDIDATES = 256
+
+#: Below any logit, relative to the highest, that still has a weight.
+_LOWEST = -64.0
 _GROWTH = 16
 
 
@@ -43,16 +46,24 @@ def top_p(c: Candidates) -> list[Candidates] | None:
 
 def typical_p(c: Candidates) -> list[Candidates] | None:
     """Keep the typical tokens."""
-    surprise = -(c.mass.to(torch.float64) / c.mass.sum(-1, keepdim=True)).log_()
-    score = -(surprise - entropy(c)).abs_()
-    score = score.to(torch.float32).masked_fill_(c.mass == 0, -torch.inf)
+    # The logarithm of the total is part of both surprise and entropy.
+    below = (c.x - c.peak).to(torch.float64)
+    score = (below - _mean(c, below)).abs_().neg_().to(torch.float32)
+    score.masked_fill_(c.mass == 0, -torch.inf)
     return _keep_share(c, score, c.column("typical_p"), by_score=True)
 
 
 def entropy(c: Candidates) -> torch.Tensor:
     """``-sum p ln p`` in nats, float64 [D, 1]."""
-    p = c.mass.to(torch.float64) / c.mass.sum(-1, keepdim=True)
-    return -steady_sum(torch.xlogy(p, p))[:, None]
+    total = c.mass.sum(-1, keepdim=True).to(torch.float64)
+    return (total / ONE).log() - _mean(c, (c.x - c.peak).to(torch.float64))
+
+
+def _mean(c: Candidates, below: torch.Tensor) -> torch.Tensor:
+    """Mean over the distribution of ``below``, float64 [D, C], as float64 [D, 1]."""
+    mass = c.mass.to(torch.float64)
+    weighted = below.clamp(min=_LOWEST).mul_(mass)
+    return steady_sum(weighted)[:, None] / c.mass.sum(-1, keepdim=True)
 
 
 def _keep_share(

@@ -39,8 +39,8 @@ def finite_rows(x: torch.Tensor) -> torch.Tensor:
 
     Returns: bool [R].
     """
-    low, high = torch.aminmax(x, dim=-1)
-    return torch.isfinite(low) & torch.isfinite(high)
+    # Two vectorised passes are much faster than torch.aminmax on a CPU.
+    return torch.isfinite(x.amin(-1)) & torch.isfinite(x.amax(-1))
 
 
 def sample(
