@@ -63,9 +63,10 @@ class Case:
 
 
 def random_weight(type_name: str, rows: int, columns: int) -> PackedTensor:
-    """Random blocks whose float16 scales are small positive numbers, or random plain weights."""
+    """Random blocks whose scales are small numbers, or random plain weights."""
     format = formats.get(type_name)
     data = torch.randint(0, 256, (rows * row_bytes(format.type, columns),), dtype=torch.uint8)
+    _set_packed_scales(format.name, data.view(-1, format.block_bytes))
     weight = PackedTensor.from_bytes(type_name, data, (rows, columns))
     for plane in weight.planes.values():
         if plane.is_floating_point() and format.block_weights > 1:
@@ -73,6 +74,16 @@ def random_weight(type_name: str, rows: int, columns: int) -> PackedTensor:
         elif plane.is_floating_point():
             plane.copy_(torch.randn(plane.shape))
     return weight
+
+
+def _set_packed_scales(type_name: str, blocks: torch.Tensor) -> None:
+    """Make small what scales are no floating planes of their own: blocks uint8 [B, block_bytes]."""
+    if type_name == "MXFP4":
+        blocks[:, 0] = 116 + blocks[:, 0] % 8  # 2^-12 to 2^-5
+    elif type_name == "NVFP4":
+        blocks[:, :4] &= 0x1F  # below 2^-4
+    elif type_name == "IQ1_M":
+        blocks[:, 55] = blocks[:, 55] & 0x0F | 0x10  # the float16's top nibble: 2^-11 to 2^-9
 
 
 def known_ops() -> tuple[str, ...]:
