@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from gguf_surgery import rewrite
 from tiny_models import write_tiny
@@ -41,6 +42,17 @@ def test_a_file_that_cannot_be_loaded_is_described_before_the_reason(tmp_path, c
     out = capsys.readouterr().out
     assert "rwkv9" in out
     assert "\x1b" not in out, "a name must not command the terminal"
+
+
+def test_a_type_that_is_only_stored_is_shown_before_it_is_refused(tmp_path, capsys):
+    write_tiny("llama", tmp_path / "tiny.gguf")
+    stored = {"blk.0.attn_k.weight": (np.ones((64, 256 * 8), np.uint8), "F64")}
+    path = rewrite(tmp_path / "tiny.gguf", tmp_path / "stored.gguf", tensors=stored)
+    with pytest.raises(UnsupportedError, match=r"blk\.0\.attn_k\.weight.*F64"):
+        info(path, tensors=True)
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "F64 1 16,384 131,072 64.00" in lines
+    assert "blk.0.attn_k.weight F64 64 x 256 131,072" in lines
 
 
 def test_no_file_and_no_gguf(tmp_path):
