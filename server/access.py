@@ -49,6 +49,11 @@ class Access:
         self._limiter = Limiter(Limits(config.requests_per_minute, config.tokens_per_minute))
         self._origins = frozenset(config.cors_origins)
 
+    @property
+    def needs_key(self) -> bool:
+        """Whether requests need a credential."""
+        return self._keys.in_use or self._verifier is not None
+
     def admit(self, request: Request) -> None:
         """Let a request pass; leaves its holder and allowance in ``flask.g``.
 

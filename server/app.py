@@ -35,6 +35,7 @@ from oxillama_torch.server.openai import (
     stored_completions,
     threads,
 )
+from oxillama_torch.server.openapi import routes as openapi
 from oxillama_torch.server.output_thread import OutputThread
 from oxillama_torch.server.pool import Services
 from oxillama_torch.server.responses.recovery import Recovery
@@ -88,6 +89,7 @@ def create_app(config: ServerConfig | None = None, engine: LLM | Service | None 
     for module in (batches, chat, completions, conversations, embeddings, files, models):
         app.register_blueprint(module.blueprint(services))
     app.register_blueprint(chat_ws.blueprint(services))
+    app.register_blueprint(openapi.blueprint(services))
     for routes in native.blueprints(services):
         app.register_blueprint(routes)
     for module in (assistants, threads, runs):

@@ -1,0 +1,1 @@
+"""The description of all routes, made of the routes themselves."""
