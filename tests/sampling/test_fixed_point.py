@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from oxillama_torch.sampling.fixed_point import MAX_VOCABULARY, ONE, ordered_keys, weights
+from oxillama_torch.sampling.fixed_point import (
+    MAX_VOCABULARY,
+    ONE,
+    ordered_keys,
+    steady_sum,
+    weights,
+)
 
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 3e38, -3e38, -torch.inf, 2.0, 2.0, -2.0]
 
@@ -52,3 +58,14 @@ def test_bits_do_not_depend_on_rows_or_threads(vocabulary, threads):
             assert torch.equal(alone.cumsum(-1)[0], together.cumsum(-1)[row])
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 7, 33, 4097, 128_256])
+def test_steady_sums_depend_on_nothing_but_the_row(columns):
+    x = torch.randn(9, columns, dtype=torch.float64).exp()
+    together = steady_sum(x)
+    assert np.allclose(together, x.numpy().sum(-1), rtol=1e-12)
+    padded = torch.nn.functional.pad(x, (0, 300))
+    for row in (0, 4, 8):
+        assert torch.equal(steady_sum(x[row : row + 1].clone())[0], together[row])
+        assert torch.equal(steady_sum(padded)[row], together[row]), "zeros at the end are free"

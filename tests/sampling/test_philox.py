@@ -61,6 +61,13 @@ def test_seed_and_position_use_all_their_bits():
     assert len(drawn) == len(seeds) * len(positions)
 
 
+def test_streams_are_independent():
+    plain, other = uniform([7] * 20_000, range(20_000)), uniform([7] * 20_000, range(20_000), 2)
+    assert abs(np.corrcoef(plain, other)[0, 1]) < 0.03
+    counts = np.histogram(other, bins=50, range=(0, 1))[0]
+    assert ((counts - 400) ** 2 / 400).sum() < 85.35, "99.9 % quantile for 49 degrees of freedom"
+
+
 def test_child_seeds_are_distinct_and_repeatable():
     seeds = [child_seed(seed, index) for seed in (0, 1, 7, -3) for index in range(64)]
     assert len(set(seeds)) == len(seeds)
