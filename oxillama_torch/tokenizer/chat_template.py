@@ -64,6 +64,7 @@ class ChatTemplate:
         by_length = sorted(words, key=len, reverse=True)
         self._words = re.compile("|".join(map(re.escape, by_length))) if words else None
         self._takes_parts: dict[str, bool] = {}
+        self._takes_objects: dict[str, bool] = {}
 
     @classmethod
     def from_gguf(
@@ -235,8 +236,11 @@ class ChatTemplate:
             message = dict(message)
             if isinstance(message.get("content"), (list, tuple)):
                 message["content"] = self._content(message["content"], name, f"messages[{i}]")
-            if _is_list_of_objects(message.get("tool_calls")):
-                message["tool_calls"] = [_with_parsed_arguments(c) for c in message["tool_calls"]]
+            if _is_list_of_objects(calls := message.get("tool_calls")):
+                if name not in self._takes_objects:
+                    self._takes_objects[name] = self._try_objects(name)
+                form = _with_parsed_arguments if self._takes_objects[name] else _with_json_arguments
+                message["tool_calls"] = [form(call) for call in calls]
             reasoning = next((message[k] for k in _REASONING if message.get(k) is not None), None)
             if reasoning is not None:
                 message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
@@ -255,6 +259,32 @@ class ChatTemplate:
         if name not in self._takes_parts:
             self._takes_parts[name] = self._try_parts(name)
         return list(parts) if self._takes_parts[name] else "\n".join(p["text"] for p in parts)
+
+    def _try_objects(self, name: str) -> bool:
+        """Whether the template writes a call's arguments as JSON itself, given an object.
+
+        Some join the JSON text they are given, and fail on an object or write it in Python's
+        spelling.
+        """
+        function = {"name": "probe_of_a_call", "arguments": {"probe": 1}}
+        call = {"id": "abcdefghi", "type": "function", "function": function}
+        messages = [
+            {"role": "user", "content": "probe"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ]
+        try:
+            text = self._ask(name, False, {"messages": messages, "tools": None}, {})
+        except RequestError:
+            text = "{'probe': 1}"
+        if "{'probe': 1}" not in text:
+            return True
+        function["arguments"] = json.dumps(function["arguments"])
+        try:
+            return function["arguments"] not in self._ask(
+                name, False, {"messages": messages, "tools": None}, {}
+            )
+        except RequestError:
+            return True
 
     def _try_parts(self, name: str) -> bool:
         """Whether the template shows a text part's text rather than its Python spelling."""
@@ -281,6 +311,15 @@ def _with_parsed_arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
         arguments = json.loads(function["arguments"] or "{}")
     except (ValueError, RecursionError):
         return call
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _with_json_arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A tool call whose arguments are a JSON text."""
+    function = call.get("function")
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), Mapping):
+        return call
+    arguments = json.dumps(function["arguments"], ensure_ascii=False)
     return {**call, "function": {**function, "arguments": arguments}}
 
 

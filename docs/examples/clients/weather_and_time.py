@@ -12,7 +12,7 @@ __all__ = ["BASE_URL", "MODEL", "QUESTIONS", "called", "get_time", "get_weather"
 
 BASE_URL = os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8080/v1")
 MODEL = os.environ.get("MODEL", "oxillama-demo-6M")
-QUESTIONS = ("What is the weather in Oslo?", "What time is it in Oslo?")
+QUESTIONS = ("What is the weather in Oslo?", "Tell me the time in London.")
 
 #: Names of the functions that have been called.
 called: list[str] = []

@@ -9,12 +9,15 @@ from typing import Literal
 
 import instructor
 from openai import OpenAI
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from weather_and_time import BASE_URL, MODEL, QUESTIONS, called, get_time, get_weather
 
 
 class Lookup(BaseModel):
     """What to look up, and for which city."""
+
+    # No further properties: the demo model would not stop inventing them.
+    model_config = ConfigDict(extra="forbid")
 
     function: Literal["get_weather", "get_time"]
     city: Literal["Oslo", "Paris"]
