@@ -1,8 +1,10 @@
 """llama.cpp's grammars (GBNF) in llguidance's Lark dialect.
 
-llguidance brings a converter of its own; it makes one greedy expression of rules such as
-``word ::= [a-z]+``, so that ``root ::= word "s"`` allows nothing at all, lets ``.`` stop at line
-ends, and knows no ``\\u0041``. Here every class is one character and rules stay rules.
+llguidance cuts a text into lexemes, the longest that can stand at a place, before it looks at
+rules: ``("a" | "ab") "bc"`` does not allow ``abc`` there, and the converter it brings makes one
+lexeme of ``word ::= [a-z]+``, so that ``root ::= word "s"`` allows nothing at all. Here a grammar
+without recursion becomes a single lexeme, an expression for the whole output, and in any other
+every character is one, so that no lexeme is the beginning of another. Both mean what GBNF means.
 
 Format: https://github.com/ggml-org/llama.cpp/blob/master/grammars/README.md
 """
@@ -33,13 +35,21 @@ class GbnfError(ValueError):
 
 @dataclass(slots=True)
 class _Item:
-    """Text in Lark, the name of a rule, or a group; repeated ``least`` to ``most`` times."""
+    """A part of a rule: one of ``text``, ``rule`` and ``group``; ``least`` to ``most`` times.
 
-    text: str | None = None
+    Args:
+        text: characters one after the other, each a string or an expression of Lark; or one token.
+        rule: the name of a rule.
+        group: alternatives.
+        token: whether ``text`` is the name of a token of the vocabulary.
+    """
+
+    text: list[str] | None = None
     rule: str | None = None
     group: list[list[_Item]] = field(default_factory=list)
     least: int = 1
     most: int | None = 1
+    token: bool = False
 
 
 def gbnf_to_lark(source: str) -> str:
@@ -56,9 +66,11 @@ def gbnf_to_lark(source: str) -> str:
             if used not in rules:
                 raise GbnfError(f"rule {name!r} uses {used!r}, which is not defined")
     _refuse_left_recursion(rules)
-    names = {name: f"r{index}" for index, name in enumerate(rules)} | {"root": "start"}
+    # Upper case is llguidance's sign of rules that together are one lexeme.
+    letter = "r" if _is_recursive(rules) or _has_tokens(rules) else "R"
+    names = {name: f"{letter}{index}" for index, name in enumerate(rules)}
     lines = [f"{names[name]}: {_lark(body, names)}" for name, body in rules.items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join([f"start: {names['root']}", *lines]) + "\n"
 
 
 class _Parser:
@@ -106,14 +118,15 @@ class _Parser:
             case '"':
                 return _Item(text=self._literal())
             case "[":
-                return _Item(text=self._class())
+                return _Item(text=[self._class()])
             case "(":
                 return self._group()
             case ".":
                 self._at += 1
-                return _Item(text="/(?s:.)/")
+                return _Item(text=["/(?s:.)/"])
             case "<":
-                return _Item(text=self._match(_TOKEN, "a token such as <|end|> or <[12]>"))
+                name = self._match(_TOKEN, "a token such as <|end|> or <[12]>")
+                return _Item(text=[name], token=True)
         if _NAME.match(self._source, self._at):
             return _Item(rule=self._match(_NAME, "a name"))
         return None
@@ -149,13 +162,13 @@ class _Parser:
             if item.most is not None and item.most < item.least:
                 raise self._error("the most repetitions are fewer than the least")
 
-    def _literal(self) -> str:
+    def _literal(self) -> list[str]:
         self._at += 1
         text = []
         while not self._source.startswith('"', self._at):
             text.append(self._character())
         self._at += 1
-        return json.dumps("".join(text), ensure_ascii=False)
+        return [json.dumps(character, ensure_ascii=False) for character in text]
 
     def _class(self) -> str:
         self._at += 1
@@ -217,15 +230,17 @@ def _references(alternatives: list[list[_Item]]) -> Iterator[str]:
 
 
 def _lark(alternatives: list[list[_Item]], names: dict[str, str]) -> str:
-    return " | ".join(" ".join(_one(item, names) for item in items) for items in alternatives)
+    return " | ".join(" ".join(_one(i, names) for i in items) or '""' for items in alternatives)
 
 
 def _one(item: _Item, names: dict[str, str]) -> str:
-    text = item.text or (names[item.rule] if item.rule else f"({_lark(item.group, names)})")
+    if item.most == 0 or item.text == []:
+        return '""'
+    text = names[item.rule] if item.rule else f"({_lark(item.group, names)})"
+    if item.text is not None:
+        text = item.text[0] if len(item.text) == 1 else f"({' '.join(item.text)})"
     if (item.least, item.most) == (1, 1):
         return text
-    if item.most == 0:
-        return '""'
     return f"{text}{{{item.least},{'' if item.most is None else item.most}}}"
 
 
@@ -233,7 +248,7 @@ def _refuse_left_recursion(rules: dict[str, list[list[_Item]]]) -> None:
     empty: set[str] = set()
 
     def may_be_empty(item: _Item) -> bool:
-        if item.least == 0 or item.rule in empty or item.text == '""':
+        if item.least == 0 or item.rule in empty or item.text == []:
             return True
         return any(all(map(may_be_empty, sequence)) for sequence in item.group)
 
@@ -262,3 +277,20 @@ def _refuse_left_recursion(rules: dict[str, list[list[_Item]]]) -> None:
             passed.add(name)
             name = min(first[name] & first.keys())
         raise GbnfError(f"rule {name!r} is left-recursive")
+
+
+def _is_recursive(rules: dict[str, list[list[_Item]]]) -> bool:
+    """Whether a rule uses itself, directly or by way of others."""
+    left = {name: set(_references(body)) for name, body in rules.items()}
+    while done := [name for name, uses in left.items() if not uses & left.keys()]:
+        for name in done:
+            del left[name]
+    return bool(left)
+
+
+def _has_tokens(rules: dict[str, list[list[_Item]]]) -> bool:
+    def within(alternatives: list[list[_Item]]) -> bool:
+        items = (item for sequence in alternatives for item in sequence)
+        return any(item.token or within(item.group) for item in items)
+
+    return any(map(within, rules.values()))
