@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Callable
+import socket
+import threading
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from flask import Request
@@ -18,6 +21,7 @@ from werkzeug.sansio.multipart import (
 )
 
 from oxillama_torch.errors import RequestError
+from oxillama_torch.server.http import client_socket
 
 __all__ = ["receive"]
 
@@ -27,6 +31,9 @@ _PIECE_BYTES = 64 * 1024
 # Of everything in a body but the files' content: names, headers, fields.
 _MAX_FORM_BYTES = 512 * 1024
 _MAX_PARTS = 64
+# A body may take this long, and longer for what it is long.
+_PATIENCE_S = 30.0
+_SLOWEST_BYTES_PER_S = 64 * 1024
 
 
 def receive(
@@ -49,7 +56,14 @@ def receive(
     boundary = request.mimetype_params.get("boundary", "")
     if request.mimetype != "multipart/form-data" or not boundary:
         raise RequestError("the body must be multipart/form-data", code="invalid_request")
-    parts = _Parts(request.stream, boundary)
+    nbytes = max_bytes if request.content_length is None else request.content_length
+    with _time_limit(client_socket(), _PATIENCE_S + nbytes / _SLOWEST_BYTES_PER_S):
+        return _receive(_Parts(request.stream, boundary), keep)
+
+
+def _receive(
+    parts: _Parts, keep: Callable[[str, io.RawIOBase], T]
+) -> tuple[dict[str, str], dict[str, T]]:
     fields: dict[str, str] = {}
     files: dict[str, T] = {}
     while not isinstance(event := parts.next(), Epilogue):
@@ -62,6 +76,27 @@ def receive(
         else:
             fields[event.name] = _text(event.name, _Content(parts).readall())
     return fields, files
+
+
+@contextlib.contextmanager
+def _time_limit(sock: socket.socket | None, seconds: float) -> Iterator[None]:
+    """End the connection's input when the block takes longer: a byte now and then keeps reads
+    alive, and with them a thread."""
+
+    def cut() -> None:
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RD)
+
+    if sock is None:
+        yield
+        return
+    timer = threading.Timer(seconds, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class _Parts:

@@ -179,7 +179,7 @@ def expire_runs(store: Store) -> None:
     """End the runs whose tool outputs have not come in time."""
     with store.read() as session:
         late = RunRow.expires_at <= int(time.time())
-        query = select(RunRow.id).where(RunRow.status == "requires_action", late).limit(1000)
+        query = select(RunRow.id).where(RunRow.status == "requires_action", late)
         ids = session.scalars(query).all()
     for run_id in ids:
         store.write(lambda session, run_id=run_id: end_run(session, run_id, "expired"))

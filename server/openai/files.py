@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from oxillama_torch.server.upload import receive
 
 __all__ = ["blueprint", "send_blob"]
 
+MOST_UPLOADS = 16
 _MOST_LISTED = 10_000
 # Names and fields around a file of the largest size allowed.
 _FORM_BYTES = 1024 * 1024
@@ -38,18 +40,28 @@ class _UploadForm(BaseModel):
 def blueprint(services: Services) -> Blueprint:
     """Routes of files."""
     routes = Blueprint("files", __name__)
+    # Each holds a thread for as long as its client takes to send.
+    uploads = threading.BoundedSemaphore(MOST_UPLOADS)
 
     @routes.post("/v1/files")
     def upload() -> Response:
-        store = _store()
-        expire_files(store)
-        kept: list[Blob] = []
+        if not uploads.acquire(blocking=False):
+            raise RequestError(
+                f"{MOST_UPLOADS} files are being uploaded; there is no room for another",
+                status=503,
+                code="overloaded",
+                type="server_error",
+            )
+        store, kept = _store(), []
         try:
+            expire_files(store)
             return jsonify(_add(store, _receive(store, services.config.max_file_bytes, kept), kept))
         except BaseException:
             for _, blob, _ in kept:
                 store.blobs.delete(blob)
             raise
+        finally:
+            uploads.release()
 
     @routes.get("/v1/files")
     def list_files() -> Response:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 
-from sqlalchemy import select
+from sqlalchemy import Column, select
 from sqlalchemy.orm import Session
 
+from oxillama_torch.errors import RequestError
 from oxillama_torch.server.store.paging import fetch
 from oxillama_torch.server.store.store import Store
 from oxillama_torch.server.store.tables import Base
@@ -87,22 +89,25 @@ def expire_files(store: Store) -> None:
     """Delete the files whose time has come."""
     with store.read() as session:
         late = FileRow.expires_at <= int(time.time())
-        ids = session.scalars(select(FileRow.id).where(late).limit(1000)).all()
+        ids = session.scalars(select(FileRow.id).where(late)).all()
     for file_id in ids:
-        delete_file(store, file_id)
+        with contextlib.suppress(RequestError):  # somebody was faster
+            delete_file(store, file_id)
 
 
 def sweep_blobs(store: Store) -> None:
     """Delete blobs that nothing names: their rows were never written. Only while nobody uploads."""
     with store.read() as session:
-        for blob in list(store.blobs.ids()):
-            if not _named(session, blob):
-                store.blobs.delete(blob)
+        named = {blob for column in _columns() for blob in session.scalars(select(column))}
+    for blob in set(store.blobs.ids()) - named:
+        store.blobs.delete(blob)
 
 
 def _named(session: Session, blob: str) -> bool:
-    tables = [table for table in Base.metadata.tables.values() if "blob" in table.c]
-    return any(
-        session.scalar(select(t.c.blob).where(t.c.blob == blob).limit(1)) is not None
-        for t in tables
-    )
+    queries = (select(column).where(column == blob).limit(1) for column in _columns())
+    return any(session.scalar(query) is not None for query in queries)
+
+
+def _columns() -> list[Column]:
+    """Where blobs are named."""
+    return [table.c.blob for table in Base.metadata.tables.values() if "blob" in table.c]

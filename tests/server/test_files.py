@@ -2,6 +2,8 @@
 
 import io
 import os
+import socket
+import threading
 import tracemalloc
 
 import httpx2
@@ -10,8 +12,10 @@ from openai import BadRequestError, NotFoundError, OpenAI
 from openai.types import FileDeleted, FileObject
 
 from oxillama_torch.config import ServerConfig
+from oxillama_torch.server.openai.files import MOST_UPLOADS
 from oxillama_torch.server.store.files import add_file, sweep_blobs
 from oxillama_torch.server.store.store import Store
+from oxillama_torch.server.upload import _time_limit
 
 
 @pytest.fixture
@@ -207,3 +211,52 @@ def test_blobs_without_a_row_are_swept_at_start(store_settings):
     sweep_blobs(store)
     assert list(store.blobs.ids()) == [kept]
     store.close()
+
+
+class Stalled(io.RawIOBase):
+    """A body whose client has stopped sending."""
+
+    def __init__(self, begun, gate):
+        self._begun, self._gate = begun, gate
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        self._begun.release()
+        self._gate.wait(30)
+        return 0
+
+
+def test_stalled_uploads_leave_threads_to_others(app, client):
+    begun, gate = threading.Semaphore(0), threading.Event()
+    statuses = []
+
+    def stall():
+        response = app.test_client().post(
+            "/v1/files",
+            environ_overrides={"wsgi.input": Stalled(begun, gate), "CONTENT_LENGTH": "1000000"},
+            content_type="multipart/form-data; boundary=b",
+        )
+        statuses.append(response.status_code)
+
+    threads = [threading.Thread(target=stall) for _ in range(MOST_UPLOADS)]
+    for thread in threads:
+        thread.start()
+    for _ in threads:
+        assert begun.acquire(timeout=10)
+    refused = upload(client)
+    assert refused.status_code == 503 and refused.headers["Retry-After"]
+    gate.set()
+    for thread in threads:
+        thread.join(10)
+    assert statuses == [400] * MOST_UPLOADS
+    assert upload(client).status_code == 200
+
+
+def test_a_body_that_trickles_is_ended():
+    ours, theirs = socket.socketpair()
+    with ours, theirs, _time_limit(ours, 0.05):
+        theirs.send(b"x")
+        assert ours.recv(10) == b"x"
+        assert ours.recv(10) == b""
