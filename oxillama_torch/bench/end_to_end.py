@@ -56,12 +56,13 @@ def measure_model(
         load_s = time.perf_counter() - started
         names = add_random_adapters(llm.engine.adapters, adapters, rank)
         sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
-        timings, bare = [], []
+        timings = []
         for run in range(runs + 1):
             sizes |= {"batch_size": batch_size, "seed": run}
             timings.append(measure_engine(llm.engine, adapters=names, **sizes))
             if names:
-                bare.append(measure_engine(llm.engine, **sizes)["decode_tok_s"])
+                bare = measure_engine(llm.engine, **sizes)
+                timings[-1]["bare_decode_tok_s"] = bare["decode_tok_s"]
             if progress is not None:
                 progress(run + 1, runs + 1)
         about = llm.describe()
@@ -75,12 +76,15 @@ def measure_model(
         "runs": runs,
         "load_s": load_s,
     }
-    for name in timings[0]:
-        row[name] = statistics.median(timing[name] for timing in timings[1:])
-    if bare:
-        row["bare_decode_tok_s"] = statistics.median(bare[1:])
-        row["adapter_cost"] = row["bare_decode_tok_s"] / row["decode_tok_s"] - 1
-    return row
+    return row | _medians(timings[1:])
+
+
+def _medians(timings: list[dict[str, float]]) -> dict[str, float]:
+    """Medians by name; with figures of runs without adapters, what adapters cost."""
+    medians = {name: statistics.median(run[name] for run in timings) for name in timings[0]}
+    if "bare_decode_tok_s" in medians:
+        medians["adapter_cost"] = medians["bare_decode_tok_s"] / medians["decode_tok_s"] - 1
+    return medians
 
 
 def measure_engine(

@@ -114,6 +114,8 @@ def _check(name: str, stem: str, term: Term, targets: BaseWeights) -> None:
     if isinstance(term, Replacement):
         wanted = {"weight": (term.weight, shape)}
         if term.bias is not None:
+            if stem not in targets.biased:
+                raise invalid_adapter(name, f"{stem} has a bias, the model's has none")
             wanted["bias"] = (term.bias, shape[:-1])
     else:
         if len(shape) == 1:

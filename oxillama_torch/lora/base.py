@@ -6,7 +6,7 @@ N outputs, K inputs, E experts, H heads, D hidden size.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Literal
 
 from torch import Tensor
@@ -44,6 +44,9 @@ _ORDER = {stem: place for place, stem in enumerate(_LAYER.values())}
 _OLD_NAMES = {
     "block_sparse_moe": "mlp", "w1": "gate_proj", "w2": "down_proj", "w3": "up_proj",
 }  # fmt: skip
+# Architectures whose HuggingFace models have these names, rows and norms: in others, converters
+# may order rows otherwise or add one to norms, and an adapter would be silently wrong.
+_KNOWN = frozenset({"llama", "qwen2", "qwen3", "qwen3moe", "granite"})
 _PATH = re.compile(r"(?:.*\.)?layers\.(\d+)\.(.+)")
 
 
@@ -53,13 +56,20 @@ class BaseWeights:
     Args:
         config: of the model.
         shapes: name of a tensor, such as ``blk.0.attn_q`` -> (N, K), (E, N, K) or (D,).
+        biased: names of the linear layers that have a bias.
 
     Attributes:
         shapes: sorted in the order in which transformers has the modules.
+        config, biased: as given.
     """
 
-    def __init__(self, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self.config = config
+    def __init__(
+        self,
+        config: ModelConfig,
+        shapes: Mapping[str, tuple[int, ...]],
+        biased: Collection[str] = (),
+    ) -> None:
+        self.config, self.biased = config, frozenset(biased)
         self.architecture = config.architecture.name
         self.shapes = dict(sorted(shapes.items(), key=lambda item: _place(item[0])))
 
@@ -68,6 +78,17 @@ class BaseWeights:
         if stem == "token_embd":
             return "embedding"
         return {1: "norm", 2: "linear", 3: "experts"}[len(self.shapes[stem])]
+
+    def check_names(self) -> None:
+        """Make sure that HuggingFace's names, rows and norms of this architecture are known.
+
+        Raises:
+            UnsupportedError: they are not.
+        """
+        if self.architecture not in _KNOWN:
+            raise UnsupportedError(
+                f"peft adapters for architecture {self.architecture!r}", sorted(_KNOWN)
+            )
 
     def stem(self, module: str) -> str | None:
         """What a HuggingFace module such as ``model.layers.3.mlp.up_proj`` is called in the file.
@@ -162,7 +183,9 @@ class BaseFile(BaseWeights):
             if last == "weight" and (stem in _TOP.values() or stem.rpartition(".")[2] in _ORDER):
                 shapes[stem] = tuple(info.shape)
         shapes.setdefault("output", shapes.get("token_embd", ()))
-        super().__init__(ModelConfig.from_metadata(Metadata(gguf.metadata, str(gguf.path))), shapes)
+        biased = [stem for stem in shapes if f"{stem}.bias" in gguf.tensors]
+        config = ModelConfig.from_metadata(Metadata(gguf.metadata, str(gguf.path)))
+        super().__init__(config, shapes, biased)
 
     def tensor(self, stem: str) -> str:
         """Name of the tensor that holds a weight; of a tied head, that is the embedding."""

@@ -56,6 +56,7 @@ def read_peft_terms(name: str, folder: Path, targets: BaseWeights) -> dict[str, 
         RequestError: a file is missing or unsound, or a module is not in the model.
         UnsupportedError: a method, an option or a kind of tensor that is not built.
     """
+    targets.check_names()
     config = read_config(name, folder)
     terms: dict[str, Term] = {}
     experts = ExpertReader(name, targets, functools.partial(_scaling, config))

@@ -75,7 +75,8 @@ class Targets(BaseWeights):
         shapes |= {stem: (len(norm.weight),) for stem, norm in self.norms.items()}
         shapes |= {stem: module.shape(stem) for stem, module in self.experts.items()}
         self._stacks = {stem: module.stack(stem) for stem, module in self.experts.items()}
-        super().__init__(decoder.config, shapes)
+        biased = [stem for stem, place in self.places.items() if place.linear.bias is not None]
+        super().__init__(decoder.config, shapes, biased)
 
     def _add(self, owner: nn.Module, linear: QuantLinear) -> None:
         start = 0

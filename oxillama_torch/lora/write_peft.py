@@ -38,6 +38,7 @@ def write_peft_folder(adapter: Adapter, folder: str | os.PathLike[str], base: Ba
     """
     from safetensors.torch import save_file
 
+    base.check_names()
     writer = _Writer(base)
     for stem, term in adapter.terms.items():
         if isinstance(term, Replacement) or term.magnitude is not None:

@@ -13,6 +13,7 @@ import torch
 from adapter_runner import AdapterRunner, assert_close, open_tiny, table_of
 from safetensors.torch import load_file, save_file
 from tiny_adapters import ATTENTION, EXPERTS, WHOLE_MODEL, peft_logits, save_adapter
+from tiny_models import write_tiny
 
 from oxillama_torch.errors import RequestError, UnsupportedError
 from oxillama_torch.lora.adapter import read_adapter
@@ -121,6 +122,23 @@ def test_saved_tensors_that_do_not_fit_are_named(tmp_path):
     (folder / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(UnsupportedError, match="tensor 'base_model.model.lm_head.weight'"):
         read_adapter("a", folder, targets)
+
+
+def test_a_bias_that_the_model_lacks_is_named(tmp_path):
+    _, _, targets = open_tiny("llama", tmp_path)
+    biased = write_tiny("llama-biases", tmp_path / "biased.gguf")
+    options = {"targets": ["up_proj"], "modules_to_save": ["o_proj"]}
+    save_adapter(biased, tmp_path / "adapter", **options)
+    with pytest.raises(RequestError, match="attn_output has a bias, the model's has none"):
+        read_adapter("a", tmp_path / "adapter", targets)
+
+
+def test_architectures_whose_rows_are_not_known_are_refused(tmp_path):
+    oracle, _, targets = open_tiny("llama", tmp_path)
+    save_adapter(oracle, tmp_path / "adapter")
+    targets.architecture = "command-r"
+    with pytest.raises(UnsupportedError, match="peft adapters for architecture 'command-r'.*llama"):
+        read_adapter("a", tmp_path / "adapter", targets)
 
 
 def test_norms_of_heads_are_refused(tmp_path):
