@@ -98,6 +98,20 @@ FAMILIES = {
         '{"name": "get-time", "arguments": {}}]<|/tool_call|>',
         CALLS,
     ),
+    "glm-4.7": (
+        "<tool_call> <arg_key>",
+        GLM_MARKS,
+        "<tool_call>get_weather<arg_key>city</arg_key><arg_value>Oslo</arg_value><arg_key>days"
+        "</arg_key><arg_value>2</arg_value></tool_call><tool_call>get-time</tool_call>",
+        CALLS,
+    ),
+    "lists-in-lines": (
+        "<tool_calls>\\n{ </tool_calls>",
+        (),
+        '<tool_calls>\n{"name": "get_weather", "arguments": {"city": "Oslo", "days": 2}}\n'
+        '{"name": "get-time", "arguments": {}}\n</tool_calls>',
+        CALLS,
+    ),
     "phi": (
         "message['tools'] <|tool|>",
         ("<|tool_call|>", "<|/tool_call|>"),

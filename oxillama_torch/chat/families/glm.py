@@ -19,7 +19,6 @@ from oxillama_torch.chat.tool import Tool
 __all__ = ["Glm"]
 
 _KEY, _KEY_END = "<arg_key>", "</arg_key>"
-_LINE = "\n"
 _VALUE, _VALUE_END = "<arg_value>", "</arg_value>"
 
 
@@ -52,16 +51,18 @@ class Glm(Family):
         return True
 
     def section(self, grammar: Grammar, tools: Sequence[Tool], many: bool) -> str:
+        # Later ones leave the line breaks out.
+        grammar.rule("LINE", r"/\n?/")
         choices = " | ".join(self._call(grammar, tool) for tool in tools)
         call = grammar.rule("call", f"({choices}) {self.lark('</tool_call>')}")
-        return grammar.several(call, f"{literal(_LINE)} {self.lark(self.trigger)}", many)
+        return grammar.several(call, f"LINE {self.lark(self.trigger)}", many)
 
     def _call(self, grammar: Grammar, tool: Tool) -> str:
         required = tool.schema.get("required") or []
-        parts = [literal(tool.name + "\n")]
+        parts = [f"{literal(tool.name)} LINE"]
         for key in tool.schema.get("properties") or {}:
             value = value_rule(grammar, tool, key, self.lark(_VALUE_END))
-            head = f"{self.lark(_KEY)} {literal(key)} {self.lark(_KEY_END)} {literal(_LINE)}"
+            head = f"{self.lark(_KEY)} {literal(key)} {self.lark(_KEY_END)} LINE"
             optional = "" if key in required else "?"
-            parts.append(f"({head} {self.lark(_VALUE)} {value} {literal(_LINE)}){optional}")
+            parts.append(f"({head} {self.lark(_VALUE)} {value} LINE){optional}")
         return " ".join(parts)

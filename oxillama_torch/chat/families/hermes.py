@@ -27,8 +27,8 @@ class Hermes(Family):
 
     @classmethod
     def speaks(cls, source: str) -> bool:
-        # MiniMax has the marker too, with XML behind it.
-        return "<tool_call>" in source and "<invoke" not in source
+        # Others have the marker too, with XML behind it, or only in what they tell the model.
+        return "<tool_call>" in source and not ("<invoke" in source or "<tool_calls>" in source)
 
     def call(self, reader: Reader) -> Program[bool]:
         yield from reader.space()

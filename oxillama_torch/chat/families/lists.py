@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from oxillama_torch.chat.families.base import Family
 from oxillama_torch.chat.grammar import Grammar, literal
-from oxillama_torch.chat.json_reader import call_list
+from oxillama_torch.chat.json_reader import call_list, call_object
 from oxillama_torch.chat.reader import Program, Reader
 from oxillama_torch.chat.tool import Tool
 
@@ -35,6 +35,8 @@ class Lists(Family):
         # Granite opens with Phi's marker, and does not close.
         self._end = end if end in source or special_id(end) is not None else ""
         self.others = (self._end,)
+        # Its template breaks the line behind the marker, where others open a list.
+        self._in_lines = f"{self.trigger}\\n{{" in source
 
     @classmethod
     def speaks(cls, source: str) -> bool:
@@ -42,7 +44,13 @@ class Lists(Family):
 
     def call(self, reader: Reader) -> Program[bool]:
         yield from reader.space()
-        if not (yield from call_list(reader)):
+        before = reader.calls
+        if (yield from reader.peek()) == "[":
+            yield from call_list(reader)
+        else:
+            while (yield from call_object(reader)):
+                yield from reader.space()
+        if reader.calls == before:
             return False
         yield from reader.space()
         if self._end:
@@ -51,5 +59,8 @@ class Lists(Family):
 
     def section(self, grammar: Grammar, tools: Sequence[Tool], many: bool) -> str:
         call = grammar.rule("call", grammar.calls(tools, '{"name": "', '", "arguments": ', "}"))
+        if self._in_lines:
+            line = literal("\n")
+            return f"{line} {grammar.several(call, line, many)} {line} {self.lark(self._end)}"
         calls = grammar.several(call, literal(", "), many)
         return f'"[" {calls} "]" {self.lark(self._end) if self._end else ""}'
