@@ -9,7 +9,7 @@ from flask import Blueprint, Response, current_app, g, jsonify, request
 
 from oxillama_torch.errors import EngineError, RequestError
 from oxillama_torch.server.answer import stream_frames, watch
-from oxillama_torch.server.http import json_body
+from oxillama_torch.server.http import json_body, name_ignored
 from oxillama_torch.server.listing import as_list, list_query
 from oxillama_torch.server.metering import Meter
 from oxillama_torch.server.pool import Services
@@ -43,9 +43,12 @@ def blueprint(services: Services) -> Blueprint:
         body = ResponseBody.parse(json_body())
         made = draft(body, services.find(body.model), _store())
         if body.background:
-            return _in_background(made)
-        job = launch(made, _store(), streamed=bool(body.stream))
-        return _streamed(job) if body.stream else _whole(job)
+            response = _in_background(made)
+        else:
+            job = launch(made, _store(), streamed=bool(body.stream))
+            response = _streamed(job) if body.stream else _whole(job)
+        name_ignored(response, body.without_effect())
+        return response
 
     @routes.get("/v1/responses")
     def list_responses() -> Response:

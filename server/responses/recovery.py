@@ -14,6 +14,7 @@ from oxillama_torch.server.pool import Services
 from oxillama_torch.server.responses.create import draft, launch
 from oxillama_torch.server.responses.runner import ResponseRunner
 from oxillama_torch.server.schemas.responses import ResponseBody
+from oxillama_torch.server.store.errors import StoreError
 from oxillama_torch.server.store.store import Store
 from oxillama_torch.server.store.tables import ResponseRow
 
@@ -58,8 +59,8 @@ class Recovery:
         for response_id in ids:
             try:
                 self._resume(response_id)
-            except Exception:
-                log.exception("response %s cannot be taken up", response_id)
+            except StoreError as error:
+                log.error("response %s waits for the next start: %s", response_id, error)
 
     def _resume(self, response_id: str) -> None:
         row = self._store.write(lambda session: _claim(session, response_id))
@@ -77,6 +78,9 @@ class Recovery:
                 if not later or time.monotonic() > deadline:
                     break
                 self._closing.wait(_PAUSE_S)
+            except Exception:
+                log.exception("response %s cannot be taken up", response_id)
+                break
         if row is not None and not self._closing.is_set():
             self._store.write(lambda session: _give_up(session, response_id, error))
 

@@ -88,6 +88,8 @@ class ResponseBody(GenerationBody):
     HINTS: ClassVar[frozenset[str]] = frozenset(
         {"prompt_cache_options", "prompt_cache_retention", "service_tier"}
     )
+    # Taken and shown again, and of no effect on a model that only writes text.
+    SHOWN: ClassVar[tuple[str, ...]] = ("max_tool_calls", "prompt_cache_key", "safety_identifier")
 
     input: str | list[dict[str, Any]] | None = None
     instructions: str | None = None
@@ -146,6 +148,15 @@ class ResponseBody(GenerationBody):
                 code="missing_required_parameter",
                 param="input",
             )
+
+    def without_effect(self) -> list[str]:
+        """Names of the fields given that change nothing."""
+        given = [name for name in self.SHOWN if getattr(self, name) is not None]
+        if self.text is not None and self.text.verbosity is not None:
+            given.append("text.verbosity")
+        if self.reasoning is not None and self.reasoning.summary is not None:
+            given.append("reasoning.summary")
+        return sorted([*given, *(self.model_extra or ())])
 
     @property
     def stored(self) -> bool:

@@ -366,6 +366,14 @@ def test_bad_field_is_named(ask, fields, param, code):
 
 
 @both_stores
+def test_fields_without_effect_are_named(client, model_id):
+    fields = {"text": {"verbosity": "low"}, "prompt_cache_key": "k", "service_tier": "flex"}
+    answer = client.post(
+        "/v1/responses", json={"model": model_id, "input": "x", **GREEDY, **fields}
+    )
+    assert answer.headers["x-ignored-fields"] == "prompt_cache_key, service_tier, text.verbosity"
+
+
 @pytest.mark.parametrize(
     "path",
     ["/v1/responses/resp_x", "/v1/responses/x%00y", "/v1/responses/x/input_items",
