@@ -12,7 +12,7 @@ import triton.language as tl
 from oxillama_torch.kernels.registry import register
 from oxillama_torch.kernels.triton_support import DEVICES, Variant, launch_device, priority
 
-__all__ = ["gated", "gated_kernel", "variants"]
+__all__ = ["activate", "gated", "gated_kernel", "variants"]
 
 _BLOCK = 1024
 
@@ -25,13 +25,8 @@ def _sigmoid(x):
 
 
 @triton.jit
-def gated_kernel(gate, up, out, gate_stride, up_stride, F, KIND: tl.constexpr, BLOCK: tl.constexpr):
-    """Program (row, tile of features)."""
-    row = tl.program_id(0).to(tl.int64)
-    f = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = f < F
-    x = tl.load(gate + row * gate_stride + f, mask=inside, other=0.0).to(tl.float32)
-    y = tl.load(up + row * up_stride + f, mask=inside, other=0.0).to(tl.float32)
+def activate(x, KIND: tl.constexpr):
+    """One of ``op.KINDS`` of float32 values."""
     if KIND == "silu":
         x *= _sigmoid(x)
     elif KIND == "gelu":
@@ -39,7 +34,18 @@ def gated_kernel(gate, up, out, gate_stride, up_stride, F, KIND: tl.constexpr, B
     else:
         # (1 + tanh(z)) / 2 = sigmoid(2 z) with z = sqrt(2 / pi) (x + 0.044715 x^3)
         x *= _sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
-    tl.store(out + row * F + f, (x * y).to(out.dtype.element_ty), mask=inside)
+    return x
+
+
+@triton.jit
+def gated_kernel(gate, up, out, gate_stride, up_stride, F, KIND: tl.constexpr, BLOCK: tl.constexpr):
+    """Program (row, tile of features)."""
+    row = tl.program_id(0).to(tl.int64)
+    f = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = f < F
+    x = tl.load(gate + row * gate_stride + f, mask=inside, other=0.0).to(tl.float32)
+    y = tl.load(up + row * up_stride + f, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * F + f, (activate(x, KIND) * y).to(out.dtype.element_ty), mask=inside)
 
 
 @register("gated", "triton", devices=DEVICES, priority=priority(1))

@@ -10,7 +10,7 @@ import torch
 from oxillama_torch.kernels import registry
 from oxillama_torch.kernels.formats.base import PackedTensor
 
-__all__ = ["quant_matmul", "quant_matmul_experts"]
+__all__ = ["check_operands", "quant_matmul", "quant_matmul_experts"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -37,14 +37,7 @@ def quant_matmul(
         ValueError: a shape, dtype or device that does not fit; says got and wanted.
         UnsupportedError: no backend, or none that a rule allows, serves the call.
     """
-    rows = _check(x, weight)
-    if bias is not None:
-        if bias.shape != (weight.shape[0],):
-            raise ValueError(f"bias: got shape {tuple(bias.shape)}, wanted ({weight.shape[0]},)")
-        if not bias.is_floating_point() or bias.device != x.device:
-            got = f"{bias.dtype} on {bias.device}"
-            raise ValueError(f"bias: got {got}, wanted a floating dtype on {x.device}")
-    if rows == 0:
+    if check_operands(x, weight, bias) == 0:
         return x.new_empty(0, weight.shape[0])
     kernel = registry.select("quant_matmul", _call(x, weight, numerics))
     return kernel.function(x, weight, bias)
@@ -75,7 +68,7 @@ def quant_matmul_experts(
         ValueError: a shape, dtype or device that does not fit; says got and wanted.
         UnsupportedError: no backend, or none that a rule allows, serves the call.
     """
-    rows = _check(x, weight)
+    rows = check_operands(x, weight)
     if num_experts < 1 or weight.shape[0] % num_experts:
         raise ValueError(
             f"weight: got {weight.shape[0]} rows, wanted a multiple of num_experts = {num_experts}"
@@ -91,8 +84,14 @@ def quant_matmul_experts(
     return kernel.function(x, weight, expert_ids, num_experts)
 
 
-def _check(x: torch.Tensor, weight: PackedTensor) -> int:
-    """Check the operands that both ops share; return the number of rows."""
+def check_operands(x: torch.Tensor, weight: PackedTensor, bias: torch.Tensor | None = None) -> int:
+    """Check the operands that all products share.
+
+    Returns: the number of rows.
+
+    Raises:
+        ValueError: a shape, dtype or device that does not fit; says got and wanted.
+    """
     if x.ndim != 2 or x.shape[1] != weight.shape[1]:
         raise ValueError(f"x: got shape {tuple(x.shape)}, wanted (M, {weight.shape[1]})")
     if x.dtype not in _DTYPES:
@@ -102,6 +101,12 @@ def _check(x: torch.Tensor, weight: PackedTensor) -> int:
             raise ValueError(
                 f"weight plane {name!r}: got device {plane.device}, wanted {x.device} like x"
             )
+    if bias is not None:
+        if bias.shape != (weight.shape[0],):
+            raise ValueError(f"bias: got shape {tuple(bias.shape)}, wanted ({weight.shape[0]},)")
+        if not bias.is_floating_point() or bias.device != x.device:
+            got = f"{bias.dtype} on {bias.device}"
+            raise ValueError(f"bias: got {got}, wanted a floating dtype on {x.device}")
     return x.shape[0]
 
 
@@ -127,3 +132,5 @@ registry.declare(
     f"{_HERE}.triton_gemm",
 )
 registry.declare("quant_matmul_experts", f"{_HERE}.reference", f"{_HERE}.triton_experts")
+registry.declare("quant_matmul_gated", f"{_HERE}.separate", f"{_HERE}.triton_gated_matmul")
+registry.declare("quant_matmul_segments", f"{_HERE}.separate", f"{_HERE}.triton_segments")

@@ -21,7 +21,26 @@ from oxillama_torch.kernels.quant_matmul.triton_quantize import quantize
 from oxillama_torch.kernels.registry import register
 from oxillama_torch.kernels.triton_support import DEVICES, INTERPRET, launch_device, priority
 
-__all__ = ["dp4a_kernel", "launch"]
+__all__ = ["dp4a_kernel", "dp4a_tile", "launch"]
+
+
+@triton.jit
+def dp4a_tile(
+    n, m, x, x_scales, x_sums, p0, p1, p2, p3, s0, s1, s2, s3, N, K,
+    UNIT: tl.constexpr, UNIT_WEIGHTS: tl.constexpr, USE_ASM: tl.constexpr,
+    EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr,
+):  # fmt: skip
+    """Row m of x with rows n of W: float32 [BLOCK_N]."""
+    units = K // UNIT_WEIGHTS
+    acc = tl.zeros((BLOCK_N, BLOCK_U), tl.float32)
+    for first in range(0, units, BLOCK_U):
+        u = first + tl.arange(0, BLOCK_U)
+        x_mask = u >= 0 if EVEN_K else u < units
+        acc += UNIT(
+            p0, p1, p2, p3, s0, s1, s2, s3, n, u, (n < N)[:, None] & x_mask[None, :],
+            x + m * K, x_scales + m * (K // 32), x_sums + m * (K // 32), x_mask, USE_ASM,
+        )  # fmt: skip
+    return tl.sum(acc, axis=1)
 
 
 @triton.jit
@@ -33,16 +52,10 @@ def dp4a_kernel(
     """Program i: outputs of tile i // M for row i % M; rows of one tile share W in the cache."""
     m = (tl.program_id(0) % M).to(tl.int64)
     n = (tl.program_id(0) // M).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    units = K // UNIT_WEIGHTS
-    acc = tl.zeros((BLOCK_N, BLOCK_U), tl.float32)
-    for first in range(0, units, BLOCK_U):
-        u = first + tl.arange(0, BLOCK_U)
-        x_mask = u >= 0 if EVEN_K else u < units
-        acc += UNIT(
-            p0, p1, p2, p3, s0, s1, s2, s3, n, u, (n < N)[:, None] & x_mask[None, :],
-            x + m * K, x_scales + m * (K // 32), x_sums + m * (K // 32), x_mask, USE_ASM,
-        )  # fmt: skip
-    y = tl.sum(acc, axis=1)
+    y = dp4a_tile(
+        n, m, x, x_scales, x_sums, p0, p1, p2, p3, s0, s1, s2, s3, N, K,
+        UNIT, UNIT_WEIGHTS, USE_ASM, EVEN_K, BLOCK_N, BLOCK_U,
+    )  # fmt: skip
     if HAS_BIAS:
         y += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)
     tl.store(out + m * N + n, y.to(out.dtype.element_ty), mask=n < N)

@@ -23,7 +23,7 @@ from oxillama_torch.kernels.quant_matmul.configs import (
 from oxillama_torch.kernels.registry import register
 from oxillama_torch.kernels.triton_support import DEVICES, dot_dtype, launch_device, priority
 
-__all__ = ["gemm_kernel", "launch", "tile_product"]
+__all__ = ["gemm_kernel", "gemm_tile", "launch", "tile_product"]
 
 
 @triton.jit
@@ -49,14 +49,14 @@ def tile_product(
 
 
 @triton.jit
-def gemm_kernel(
-    x, x_stride, p0, p1, p2, p3, s0, s1, s2, s3, bias, out, M, N, K,
+def gemm_tile(
+    n_tile, m_tile, x, x_stride, p0, p1, p2, p3, s0, s1, s2, s3, bias, out, M, N, K,
     DECODE: tl.constexpr, DOT_DTYPE: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Program (i, j): outputs of tile i for rows of tile j."""
-    n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    m = tl.program_id(1).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    """Compute and store one tile of out."""
+    n = n_tile.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = m_tile.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     acc = tile_product(
         x, x_stride, m, m < M, p0, p1, p2, p3, s0, s1, s2, s3, n, n < N, K,
         DECODE, DOT_DTYPE, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
@@ -65,6 +65,20 @@ def gemm_kernel(
         acc += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
     mask = (n < N)[:, None] & (m < M)[None, :]
     tl.store(out + m[None, :] * N + n[:, None], acc.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def gemm_kernel(
+    x, x_stride, p0, p1, p2, p3, s0, s1, s2, s3, bias, out, M, N, K,
+    DECODE: tl.constexpr, DOT_DTYPE: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Program (i, j): outputs of tile i for rows of tile j."""
+    gemm_tile(
+        tl.program_id(0), tl.program_id(1), x, x_stride,
+        p0, p1, p2, p3, s0, s1, s2, s3, bias, out, M, N, K,
+        DECODE, DOT_DTYPE, HAS_BIAS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
 
 
 def launch(

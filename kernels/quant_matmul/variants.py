@@ -6,6 +6,7 @@ to the budgets below.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,8 +19,16 @@ from oxillama_torch.kernels.quant_matmul import configs
 from oxillama_torch.kernels.quant_matmul.dp4a_units import UNITS
 from oxillama_torch.kernels.quant_matmul.triton_dp4a import dp4a_kernel
 from oxillama_torch.kernels.quant_matmul.triton_experts import experts_kernel
+from oxillama_torch.kernels.quant_matmul.triton_gated_matmul import (
+    dp4a_gated_kernel,
+    gemm_gated_kernel,
+)
 from oxillama_torch.kernels.quant_matmul.triton_gemm import gemm_kernel
 from oxillama_torch.kernels.quant_matmul.triton_gemv import gemv_kernel
+from oxillama_torch.kernels.quant_matmul.triton_segments import (
+    dp4a_segments_kernel,
+    gemm_segments_kernel,
+)
 from oxillama_torch.kernels.triton_support import Variant
 
 __all__ = ["BUDGETS", "DP4A_BUDGETS", "variants"]
@@ -86,7 +95,8 @@ _POINTERS = {
 
 def variants() -> list[Variant]:
     """Every kernel for every format, with bfloat16 activations and the configs used on a GPU."""
-    return [variant for name in formats.known() for variant in _of_format(formats.get(name))]
+    single = [variant for name in formats.known() for variant in _of_format(formats.get(name))]
+    return [*single, *_segments(formats.get("Q4_K"), formats.get("Q6_K"))]
 
 
 def _of_format(format: Format) -> list[Variant]:
@@ -96,7 +106,8 @@ def _of_format(format: Format) -> list[Variant]:
         *(_variant(f"gemm{gemm.block_m}", gemm_kernel, format, gemm) for gemm in gemms),
         _variant("experts", experts_kernel, format, configs.default("invariant", format, 1)),
         _embedding(format),
-        *([_dp4a(format)] if format.name in UNITS else ()),
+        _gated(format),
+        *([_dp4a(format), _gated_dp4a(format)] if format.name in UNITS else ()),
     ]
 
 
@@ -173,6 +184,84 @@ def _dp4a(format: Format) -> Variant:
         num_stages=config.num_stages,
         weights=config.block_n * config.block_k * unit_weights,
     )
+
+
+def _gated(format: Format) -> Variant:
+    """Two products in one: as many weights again per turn of the loop."""
+    gemm = _variant("gated16", gemm_kernel, format, configs.default("invariant", format, 1))
+    arguments = {n: t for n, t in gemm.arguments.items() if n not in ("bias", "N")} | {"F": "i32"}
+    constants = {n: c for n, c in gemm.constants.items() if n != "HAS_BIAS"} | {"KIND": "silu"}
+    return replace(
+        gemm,
+        kernel=gemm_gated_kernel,
+        arguments=arguments,
+        constants=constants,
+        aligned=tuple(name for name in arguments if name != "M"),
+        weights=2 * gemm.weights,
+    )
+
+
+def _gated_dp4a(format: Format) -> Variant:
+    single = _dp4a(format)
+    arguments = {n: t for n, t in single.arguments.items() if n not in ("bias", "N")}
+    arguments |= {"F": "i32"}
+    constants = {n: c for n, c in single.constants.items() if n != "HAS_BIAS"} | {"KIND": "silu"}
+    return replace(
+        single,
+        name=f"gated-dp4a-{format.name.lower()}",
+        kernel=dp4a_gated_kernel,
+        arguments=arguments,
+        constants=constants,
+        aligned=tuple(name for name in arguments if name != "M"),
+    )
+
+
+def _segments(first: Format, second: Format) -> list[Variant]:
+    """Two types in one launch; the loop that is counted is the longer one of the two."""
+    name = f"{first.name}-{second.name}".lower()
+    gemm = _variant("gemm16", gemm_kernel, first, configs.default("invariant", first, 1))
+    dp4a = _dp4a(first)
+    tensors = dict.fromkeys(("x", "bias_a", "bias_b", "out_a", "out_b"), "*bf16")
+    rest = _two(first, second) | dict.fromkeys(("M", "A", "B", "K"), "i32")
+    shared = {"HAS_BIAS_A": False, "HAS_BIAS_B": False}
+    gemm_arguments = tensors | {"x_stride": "i32"} | rest
+    dp4a_arguments = tensors | {"x": "*i8", "x_scales": "*fp32", "x_sums": "*fp32"} | rest
+    units = [UNITS[format.name] for format in (first, second)]
+    blocks = [configs.default("dp4a", format, 1).block_n for format in (first, second)]
+    return [
+        replace(
+            gemm,
+            name=f"segments16-{name}",
+            kernel=gemm_segments_kernel,
+            arguments=gemm_arguments,
+            constants={k: gemm.constants[k] for k in ("DOT_DTYPE", "BLOCK_M", "BLOCK_N", "BLOCK_K")}
+            | {"DECODE_A": first.decode_tile, "DECODE_B": second.decode_tile, **shared},
+            aligned=tuple(n for n in gemm_arguments if n != "M"),
+        ),
+        replace(
+            dp4a,
+            name=f"segments-dp4a-{name}",
+            kernel=dp4a_segments_kernel,
+            arguments=dp4a_arguments,
+            constants={
+                **{"UNIT_A": units[0][0], "UNIT_B": units[1][0]},
+                **{"WEIGHTS_A": units[0][1], "WEIGHTS_B": units[1][1]},
+                **{"BLOCK_A": blocks[0], "BLOCK_B": blocks[1], "BLOCK_U": 32},
+                **{"USE_ASM": True, "EVEN_A": True, "EVEN_B": True, **shared},
+            },
+            aligned=tuple(n for n in dp4a_arguments if n != "M"),
+        ),
+    ]
+
+
+def _two(first: Format, second: Format) -> dict[str, str]:
+    """``_planes`` of both, as the kernels for two weights name them."""
+    named = {}
+    for letter, format in (("a", first), ("b", second)):
+        for name, type in _planes(format).items():
+            prefix = letter if name.startswith("p") else f"s{letter}"
+            named[f"{prefix}{name[1:]}"] = type
+    return named
 
 
 def _planes(format: Format) -> dict[str, str]:

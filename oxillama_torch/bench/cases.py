@@ -9,7 +9,7 @@ Shapes: M rows, N outputs, K inputs, E experts; H heads of dim D, P pages of S s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from oxillama_torch.kernels.registry import Call, Kernel
 __all__ = ["PACKED_OPS", "WRITTEN", "Case", "cases_of", "known_ops", "random_weight"]
 
 #: Ops whose second operand is a packed weight, so that its GGML type matters.
-PACKED_OPS = ("embedding", "quant_matmul", "quant_matmul_experts")
+PACKED_OPS = ("embedding", "quant_matmul", "quant_matmul_experts", "quant_matmul_gated")
 #: Op -> positions of the operands that a call changes.
 WRITTEN = {"lora": (0,), "rope_store_kv": (7, 8)}
 
@@ -123,6 +123,22 @@ def _experts(call: Call, shape: tuple[int, int], weight: PackedTensor) -> list[C
     ids = torch.randint(0, _EXPERTS, (call.m,), device=call.device)
     args = (_randn(call, call.m, shape[1]), weight, ids, _EXPERTS)
     return [Case("quant_matmul_experts", call, args)]
+
+
+def _gated_matmul(call: Call, shape: tuple[int, int], weight: PackedTensor) -> list[Case]:
+    """The N outputs are those of gate and up together."""
+    x, numerics = _randn(call, call.m, shape[1]), {"numerics": call.numerics}
+    return [Case("quant_matmul_gated", call, (x, weight, "silu"), numerics, "silu")]
+
+
+def _segments(call: Call, shape: tuple[int, int], _: None) -> list[Case]:
+    """The two types that Q4_K_M mixes, in the sizes of queries with keys, and of values."""
+    types, sizes = ("Q4_K", "Q6_K"), (shape[0] * 5 // 6, shape[0] - shape[0] * 5 // 6)
+    weights = [random_weight(t, n, shape[1]).to(call.device) for t, n in zip(types, sizes)]
+    biases = [torch.randn(sizes[0], device=call.device), None]
+    call, x = replace(call, type="+".join(types)), _randn(call, call.m, shape[1])
+    args = (x, weights, biases)
+    return [Case("quant_matmul_segments", call, args, {"numerics": call.numerics})]
 
 
 def _embedding(call: Call, shape: tuple[int, int], weight: PackedTensor) -> list[Case]:
@@ -229,6 +245,8 @@ _MAKERS: dict[str, Callable[[Call, tuple[int, int], Any], list[Case]]] = {
     "lora": _lora,
     "quant_matmul": _matmul,
     "quant_matmul_experts": _experts,
+    "quant_matmul_gated": _gated_matmul,
+    "quant_matmul_segments": _segments,
     "rms_norm": _norm,
     "rope_store_kv": _rope,
 }

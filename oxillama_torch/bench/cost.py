@@ -29,6 +29,8 @@ def cost_of(op: str, args: Sequence[Any], out: Any) -> tuple[int, int]:
         "rope_store_kv": _rope,
         "quant_matmul": _matmul,
         "quant_matmul_experts": _experts,
+        "quant_matmul_gated": _matmul,
+        "quant_matmul_segments": _segments,
     }.get(op)
     return special(args, out) if special else (_nbytes(args) + _nbytes(out), 0)
 
@@ -37,6 +39,13 @@ def _matmul(args: Sequence[Any], out: torch.Tensor) -> tuple[int, int]:
     x, weight = args[0], args[1]
     flops = 2 * x.shape[0] * weight.shape[0] * weight.shape[1]
     return weight.nbytes + _nbytes((x, out)), flops
+
+
+def _segments(args: Sequence[Any], outs: Sequence[torch.Tensor]) -> tuple[int, int]:
+    """The input is read once."""
+    x, weights = args[0], args[1]
+    flops = sum(2 * len(x) * weight.shape[0] * weight.shape[1] for weight in weights)
+    return _nbytes(weights) + _nbytes(x) + _nbytes(outs), flops
 
 
 def _experts(args: Sequence[Any], out: torch.Tensor) -> tuple[int, int]:

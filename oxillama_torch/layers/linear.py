@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from oxillama_torch.kernels.embedding.op import embedding
 from oxillama_torch.kernels.formats.base import PackedTensor
+from oxillama_torch.kernels.quant_matmul.fused import quant_matmul_segments
 from oxillama_torch.kernels.quant_matmul.op import quant_matmul
 from oxillama_torch.layers.lora import AdapterBatch
 
@@ -53,6 +54,10 @@ class QuantLinear(nn.Module):
 
     def forward(self, x_TK: Tensor, adapters: AdapterBatch | None = None) -> Tensor:
         y_TN = quant_matmul(x_TK, self.weight, self.bias, numerics=self.numerics)
+        return self.add_adapters(y_TN, x_TK, adapters)
+
+    def add_adapters(self, y_TN: Tensor, x_TK: Tensor, adapters: AdapterBatch | None) -> Tensor:
+        """The layer's output from its product."""
         if adapters is None:
             return y_TN
         return adapters.add(y_TN, x_TK, self.parts, self.bias, self.numerics)
@@ -77,9 +82,21 @@ class LinearGroup(nn.Module):
     def forward(self, x_TK: Tensor, adapters: AdapterBatch | None = None) -> list[Tensor]:
         """The outputs of all parts, [T, rows] each; they share memory within a product."""
         outputs = []
-        for linear in self.linears:
-            outputs += linear(x_TK, adapters).split(list(linear.parts.values()), dim=1)
+        for linear, y_TN in zip(self.linears, self._products(x_TK)):
+            y_TN = linear.add_adapters(y_TN, x_TK, adapters)
+            outputs += y_TN.split(list(linear.parts.values()), dim=1)
         return outputs
+
+    def _products(self, x_TK: Tensor) -> list[Tensor]:
+        first = self.linears[0]
+        if len(self.linears) == 1:
+            return [quant_matmul(x_TK, first.weight, first.bias, numerics=first.numerics)]
+        return quant_matmul_segments(
+            x_TK,
+            [linear.weight for linear in self.linears],
+            [linear.bias for linear in self.linears],
+            numerics=first.numerics,
+        )
 
 
 class Embedding(nn.Module):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from oxillama_torch.kernels.activation.op import gated
+from oxillama_torch.kernels.quant_matmul.fused import quant_matmul_gated
 from oxillama_torch.layers.linear import LinearGroup, QuantLinear
 from oxillama_torch.layers.lora import AdapterBatch
 
@@ -37,6 +38,13 @@ class GatedMLP(nn.Module):
         self.numerics = numerics
 
     def forward(self, x_TD: Tensor, adapters: AdapterBatch | None = None) -> Tensor:
+        return self.down(self._hidden(x_TD, adapters), adapters)
+
+    def _hidden(self, x_TD: Tensor, adapters: AdapterBatch | None) -> Tensor:
+        """[T, F]; in one launch where gate and up are one weight and nothing comes between."""
+        linears = self.gate_up.linears
+        if adapters is None and len(linears) == 1 and linears[0].bias is None:
+            weight = linears[0].weight
+            return quant_matmul_gated(x_TD, weight, self.activation, numerics=self.numerics)
         gate_TF, up_TF = self.gate_up(x_TD, adapters)
-        hidden_TF = gated(gate_TF, up_TF, self.activation, numerics=self.numerics)
-        return self.down(hidden_TF, adapters)
+        return gated(gate_TF, up_TF, self.activation, numerics=self.numerics)

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from oxillama_torch.bench.cost import cost_of
 from oxillama_torch.kernels import registry
 from oxillama_torch.kernels.registry import Call, Kernel
-from oxillama_torch.bench.cost import cost_of
 
 __all__ = ["Record", "Recorder", "recording"]
 
@@ -77,7 +77,11 @@ class Recorder:
         """The kernel, wrapped so that its next call is recorded."""
 
         def timed(*args, **kwargs):
-            seconds, out = self._time(lambda: kernel.function(*args, **kwargs))
+            before = len(self._records)
+            seconds, events, out = self._time(lambda: kernel.function(*args, **kwargs))
+            if len(self._records) > before:
+                return out  # it has called other ops, which have been recorded
+            self._events += events
             nbytes, flops = cost_of(kernel.op, args, out)
             module = self._modules[-1] if self._modules else ""
             type_name = call.type or ""
@@ -98,17 +102,17 @@ class Recorder:
 
         return replace(kernel, function=timed)
 
-    def _time(self, run: Callable[[], object]) -> tuple[float, object]:
+    def _time(self, run: Callable[[], object]) -> tuple[float, list, object]:
+        """(seconds on a CPU, the pair of events on a GPU, what ``run`` returns)."""
         if self._device.type == "cuda":
             start, end = torch.cuda.Event(True), torch.cuda.Event(True)
             start.record()
             out = run()
             end.record()
-            self._events.append((start, end))
-            return 0.0, out
+            return 0.0, [(start, end)], out
         started = time.perf_counter()
         out = run()
-        return time.perf_counter() - started, out
+        return time.perf_counter() - started, [], out
 
 
 @contextlib.contextmanager

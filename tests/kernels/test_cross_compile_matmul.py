@@ -44,6 +44,19 @@ def test_two_types_compile_everywhere_without_spills():
     _assert_clean(reports)
 
 
+def test_fused_products_cost_what_single_ones_do(hopper):
+    """Per weight; the integer form of a type with few registers loses some to the second sum."""
+    match = f"^(gated16|gated-dp4a)-({'|'.join(EVERYWHERE)})$|^segments"
+    fused = cross_compile(SOURCE, [90], match=match)
+    _assert_clean(fused)
+    single = {"gated16": "gemm16", "gated-dp4a": "dp4a"}
+    for report in fused:
+        kernel, _, type_name = report.name.rpartition("-")
+        if kernel in single and f"{single[kernel]}-{type_name}" in hopper:
+            assert report.per_weight <= 1.25 * hopper[f"{single[kernel]}-{type_name}"].per_weight
+    _assert_clean(cross_compile(SOURCE, OTHER_TARGETS, match=match))
+
+
 def _assert_clean(reports) -> None:
     dirty = [report for report in reports if report.spills or report.local_bytes]
     assert not dirty, f"local memory is used:\n{table(dirty)}"
