@@ -12,7 +12,7 @@ from flask import Response, current_app, g, request
 from oxillama_torch.server import sse
 from oxillama_torch.server.embedding import Embedding
 from oxillama_torch.server.event_stream import EventStream, Form, Frames
-from oxillama_torch.server.http import client_socket
+from oxillama_torch.server.http import client_socket, name_ignored
 from oxillama_torch.server.lifecycle import Lifecycle
 from oxillama_torch.server.output import ClientGone, Generation
 from oxillama_torch.server.output_thread import OutputThread
@@ -55,8 +55,7 @@ def answer(
                     keep().result()
             except ClientGone:
                 response = Response(status=499)
-    if ignored:
-        response.headers["x-ignored-fields"] = ", ".join(ignored)
+    name_ignored(response, ignored)
     return response
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import uuid
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
+import pydantic
 from flask import Flask, Response, current_app, g, request
 
 from oxillama_torch.config import ServerConfig
@@ -16,10 +18,21 @@ from oxillama_torch.server.access_log import AccessLog
 from oxillama_torch.server.metering import Meter
 from oxillama_torch.server.metrics import Metrics
 
-__all__ = ["client_socket", "install", "json_array", "json_body", "new_id"]
+__all__ = [
+    "client_socket",
+    "install",
+    "json_array",
+    "json_body",
+    "name_ignored",
+    "new_id",
+    "parsed",
+]
 
 _VALID_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _READ_BYTES = 64 * 1024
+_MOST_NAMED = 32
+
+M = TypeVar("M", bound=pydantic.BaseModel)
 
 
 def new_id(prefix: str) -> str:
@@ -44,6 +57,20 @@ def json_body() -> dict:
     if not isinstance(body, dict):
         raise RequestError("the body must be a JSON object", code="invalid_type")
     return body
+
+
+def parsed(model: type[M]) -> M:
+    """The request's JSON object as ``model``; fields that nothing reads will be named."""
+    body = model.model_validate(json_body())
+    g.ignored_fields = sorted(body.model_extra or ())
+    return body
+
+
+def name_ignored(response: Response, names: Sequence[str]) -> None:
+    """Name fields that nothing reads in a header, so that no typing error passes unseen."""
+    if names:
+        plain = (n if n.isascii() and n.isprintable() else ascii(n) for n in names[:_MOST_NAMED])
+        response.headers["x-ignored-fields"] = ", ".join(name[:64] for name in plain)
 
 
 def json_array() -> list:
@@ -108,6 +135,7 @@ def install(app: Flask, config: ServerConfig, metrics: Metrics) -> None:
         response.headers["x-request-id"] = g.request_id
         response.headers["openai-processing-ms"] = str(round(meter.seconds * 1e3))
         response.headers["openai-version"] = "2020-10-01"
+        name_ignored(response, g.get("ignored_fields", ()))
         access.dress(request, response)
         entry = {
             "request_id": g.request_id,

@@ -16,7 +16,7 @@ from oxillama_torch.server import sse
 from oxillama_torch.server.answer import answer, deadline_of, stream_frames
 from oxillama_torch.server.errors import llama_envelope
 from oxillama_torch.server.event_stream import EventStream
-from oxillama_torch.server.http import json_body
+from oxillama_torch.server.http import json_body, name_ignored
 from oxillama_torch.server.native.lora_adapters import AdapterScales
 from oxillama_torch.server.openai.logprobs import chat_logprob
 from oxillama_torch.server.output import Finished, Generation, Output, Piece, Started
@@ -48,8 +48,7 @@ def blueprint(services: Services, scales: AdapterScales) -> Blueprint:
             return answer(generation, form, stream=False, ignored=ignored)
         events = EventStream(generation, form, g.request_id, error_frame=_error_frame, end=b"")
         response = stream_frames(events)
-        if ignored:
-            response.headers["x-ignored-fields"] = ", ".join(ignored)
+        name_ignored(response, ignored)
         return response
 
     return routes

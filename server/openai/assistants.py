@@ -6,7 +6,7 @@ from flask import Blueprint, Response, current_app, jsonify
 
 from oxillama_torch.server.assistants.objects import new_assistant
 from oxillama_torch.server.assistants.records import add
-from oxillama_torch.server.http import json_body
+from oxillama_torch.server.http import parsed
 from oxillama_torch.server.listing import as_list, list_query
 from oxillama_torch.server.pool import Services
 from oxillama_torch.server.schemas.assistants import AssistantBody, AssistantChanges
@@ -23,7 +23,7 @@ def blueprint(services: Services) -> Blueprint:
 
     @routes.post("/v1/assistants")
     def create() -> Response:
-        body = AssistantBody.model_validate(json_body())
+        body = parsed(AssistantBody)
         services.find(body.model)
         assistant = new_assistant(body.fields())
         _store().write(lambda session: add(session, AssistantRow, assistant))
@@ -41,7 +41,7 @@ def blueprint(services: Services) -> Blueprint:
 
     @routes.post("/v1/assistants/<assistant_id>")
     def modify(assistant_id: str) -> Response:
-        changes = AssistantChanges.model_validate(json_body()).given()
+        changes = parsed(AssistantChanges).given()
         if "model" in changes:
             services.find(changes["model"])
 

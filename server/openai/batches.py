@@ -11,7 +11,7 @@ from oxillama_torch.errors import RequestError
 from oxillama_torch.server.batches.records import add_batch, cancel, find_batch
 from oxillama_torch.server.batches.results import outputs
 from oxillama_torch.server.batches.runner import BatchRunner
-from oxillama_torch.server.http import json_body
+from oxillama_torch.server.http import parsed
 from oxillama_torch.server.internal import this_caller
 from oxillama_torch.server.listing import as_list, list_query
 from oxillama_torch.server.openai.files import send_blob
@@ -45,7 +45,7 @@ def blueprint(services: Services) -> Blueprint:
 
     @routes.post("/v1/batches")
     def create() -> Response:
-        body = BatchBody.model_validate(json_body())
+        body = parsed(BatchBody)
         after = body.output_expires_after
         return jsonify(_create(body, None if after is None else after.seconds))
 
@@ -71,7 +71,7 @@ def _add_jobs(routes: Blueprint) -> None:
 
     @routes.post("/v1/batch_jobs")
     def create_job() -> tuple[Response, int]:
-        body = BatchJobBody.model_validate(json_body())
+        body = parsed(BatchJobBody)
         return jsonify(_as_job(_create(body, None))), 202
 
     @routes.get("/v1/batch_jobs")

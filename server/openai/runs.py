@@ -14,7 +14,7 @@ from oxillama_torch.server.assistants.records import (
     find_thread,
 )
 from oxillama_torch.server.assistants.start import answer_run, create_run
-from oxillama_torch.server.http import json_body
+from oxillama_torch.server.http import parsed
 from oxillama_torch.server.listing import as_list, list_query
 from oxillama_torch.server.pool import Services
 from oxillama_torch.server.responses.runner import ResponseRunner
@@ -59,17 +59,17 @@ def blueprint(services: Services) -> Blueprint:
 def _add_starting(routes: Blueprint, services: Services) -> None:
     @routes.post("/v1/threads/runs")
     def create_thread_and_run() -> Response:
-        body = CreateAndRunBody.model_validate(json_body())
+        body = parsed(CreateAndRunBody)
         thread = new_thread(body.thread.metadata or {})
         return create_run(services, body, thread["id"], thread, body.thread.messages)
 
     @routes.post("/v1/threads/<thread_id>/runs")
     def create(thread_id: str) -> Response:
-        return create_run(services, RunBody.model_validate(json_body()), thread_id)
+        return create_run(services, parsed(RunBody), thread_id)
 
     @routes.post("/v1/threads/<thread_id>/runs/<run_id>/submit_tool_outputs")
     def submit_tool_outputs(thread_id: str, run_id: str) -> Response:
-        body = ToolOutputsBody.model_validate(json_body())
+        body = parsed(ToolOutputsBody)
         return answer_run(services, body, thread_id, run_id)
 
 
@@ -89,7 +89,7 @@ def _add_reading(routes: Blueprint) -> None:
 
     @routes.post("/v1/threads/<thread_id>/runs/<run_id>")
     def modify(thread_id: str, run_id: str) -> Response:
-        body = MetadataBody.model_validate(json_body())
+        body = parsed(MetadataBody)
         job = _runner().find(run_id)
         if job is not None and body.metadata is not None:
             with job.lock:

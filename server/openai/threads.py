@@ -16,7 +16,7 @@ from oxillama_torch.server.assistants.records import (
     require_idle,
     write_messages,
 )
-from oxillama_torch.server.http import json_body
+from oxillama_torch.server.http import parsed
 from oxillama_torch.server.listing import as_list, list_query
 from oxillama_torch.server.pool import Services
 from oxillama_torch.server.schemas.assistants import MessageBody, MetadataBody, ThreadBody
@@ -38,7 +38,8 @@ def blueprint(services: Services) -> Blueprint:
 def _add_threads(routes: Blueprint) -> None:
     @routes.post("/v1/threads")
     def create() -> Response:
-        body = ThreadBody.model_validate(json_body() if request.content_length else {})
+        has_body = request.content_length or "Transfer-Encoding" in request.headers
+        body = parsed(ThreadBody) if has_body else ThreadBody()
         thread = new_thread(body.metadata or {})
         messages = new_messages(thread["id"], body.messages)
 
@@ -56,7 +57,7 @@ def _add_threads(routes: Blueprint) -> None:
 
     @routes.post("/v1/threads/<thread_id>")
     def modify(thread_id: str) -> Response:
-        body = MetadataBody.model_validate(json_body())
+        body = parsed(MetadataBody)
         return jsonify(
             _store().write(lambda session: change_metadata(find_thread(session, thread_id), body))
         )
@@ -70,7 +71,7 @@ def _add_threads(routes: Blueprint) -> None:
 def _add_messages(routes: Blueprint) -> None:
     @routes.post("/v1/threads/<thread_id>/messages")
     def create_message(thread_id: str) -> Response:
-        body = MessageBody.model_validate(json_body())
+        body = parsed(MessageBody)
         messages = new_messages(thread_id, [body])
         expire_runs(_store())
 
@@ -96,7 +97,7 @@ def _add_messages(routes: Blueprint) -> None:
 
     @routes.post("/v1/threads/<thread_id>/messages/<message_id>")
     def modify_message(thread_id: str, message_id: str) -> Response:
-        body = MetadataBody.model_validate(json_body())
+        body = parsed(MetadataBody)
         return jsonify(
             _store().write(
                 lambda session: change_metadata(_find(session, thread_id, message_id), body)

@@ -142,3 +142,20 @@ def test_a_cursor_of_another_list_is_refused(sdk):
     message = sdk.threads.messages.create(first.id, role="user", content="x")
     with pytest.raises(BadRequestError):
         sdk.threads.messages.list(second.id, after=message.id)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/threads", {}),
+        ("/v1/assistants", {}),
+        ("/v1/embeddings", {"input": "x"}),
+        ("/v1/completions", {"prompt": "x", "max_tokens": 1}),
+    ],
+)
+def test_fields_that_nothing_reads_are_named(client, model_id, path, body):
+    """Also those whose names are no text for a header."""
+    response = client.post(path, json={"model": model_id, **body, "toolz": 1, "a\nb": 2, "\xe9": 3})
+    assert response.status_code == 200
+    named = response.headers["x-ignored-fields"]
+    assert named.replace("model, ", "") == r"'a\nb', toolz, '\xe9'"
