@@ -134,7 +134,9 @@ class _Open:
             raise event.error
         if isinstance(event, TokenEvent):
             text = self.parts.add(self.reply.push(event.token_id))
-            reason = "stop" if self.reply.stopped else None
+            reason = None
+            if self.reply.stopped:
+                text, reason = text + self.parts.add(self.reply.flush()), "stop"
             piece = Piece(text, event.token_id, event.logprobs, reason)
         else:
             assert isinstance(event, FinishEvent), f"an unknown event: {event}"

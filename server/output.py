@@ -248,6 +248,7 @@ class Generation:
             choice.last_token_at = self.meter.token(choice.last_token_at)
             yield from _outputs(index, choice.reply.push(event.token_id), event)
             if choice.reply.stopped:
+                yield from _outputs(index, choice.reply.flush())
                 choice.handle.cancel()
                 yield self._finish(index, "stop")
         elif isinstance(event, FinishEvent):
