@@ -38,8 +38,8 @@ def blueprint(services: Services) -> Blueprint:
 def _add_threads(routes: Blueprint) -> None:
     @routes.post("/v1/threads")
     def create() -> Response:
-        has_body = request.content_length or "Transfer-Encoding" in request.headers
-        body = parsed(ThreadBody) if has_body else ThreadBody()
+        chunked = "Transfer-Encoding" in request.headers
+        body = parsed(ThreadBody) if request.content_length or chunked else ThreadBody()
         thread = new_thread(body.metadata or {})
         messages = new_messages(thread["id"], body.messages)
 
