@@ -1,9 +1,10 @@
 """Time of one step's sampling on the CPU, over the whole chain and by parts of it.
 
-    scripts/bench_sampling.py [--rows 64] [--vocabulary 128256] [--repeats 9]
+    scripts/bench_sampling.py [--rows 64] [--vocabulary 128256] [--repeats 9] [--cpu-time]
 
 Logits are made so that they look like a model's: a few likely tokens and a long tail. Prints a
-Markdown table; medians, since a busy machine stretches single runs.
+Markdown table of medians. With ``--cpu-time``, one thread and the time that it computed: figures
+that can be compared even if the machine is busy with other things.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import platform
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -67,14 +69,16 @@ def likely_logits(rows: int, vocabulary: int) -> torch.Tensor:
     return logits.scatter_(1, columns, heads)
 
 
-def median_ms(logits: torch.Tensor, params: SamplingParams, repeats: int) -> float:
+def median_ms(
+    logits: torch.Tensor, params: SamplingParams, repeats: int, clock: Callable[[], float]
+) -> float:
     """Median time of ``sample`` over fresh rows, in milliseconds."""
     seconds = []
     for _ in range(repeats + 1):
         rows = [SamplingRow(params, PROMPT) for _ in range(len(logits))]
-        started = time.perf_counter()
+        started = clock()
         sample(logits, rows)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(clock() - started)
     return statistics.median(seconds[1:]) * 1e3
 
 
@@ -84,14 +88,18 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--vocabulary", type=int, default=128_256)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--cpu-time", action="store_true")
     arguments = parser.parse_args()
+    clock = time.thread_time if arguments.cpu_time else time.perf_counter
+    if arguments.cpu_time:
+        torch.set_num_threads(1)
     logits = likely_logits(arguments.rows, arguments.vocabulary)
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{arguments.rows} requests, {arguments.vocabulary} tokens, medians of ms\n")
     print("| sampling | ms |\n|---|---|")
     with torch.inference_mode():
         for name, params in cases().items():
-            print(f"| {name} | {median_ms(logits, params, arguments.repeats):.1f} |", flush=True)
+            print(f"| {name} | {median_ms(logits, params, arguments.repeats, clock):.1f} |")
 
 
 if __name__ == "__main__":

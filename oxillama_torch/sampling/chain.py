@@ -40,7 +40,7 @@ __all__ = ["Picked", "adjust", "choose", "draw", "pick", "probabilities"]
 _LOGIT_STEPS = {"penalties": penalise, "dry": penalise_repeats}
 
 #: Logits of one part on a CPU, measured: more spill out of the caches, fewer pay for each call.
-_CACHED_ELEMENTS = 1 << 20
+_CACHED_ELEMENTS = 1 << 19
 
 
 @dataclass(frozen=True, slots=True)
