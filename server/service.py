@@ -8,8 +8,10 @@ from typing import Protocol
 
 from oxillama_torch.config import ServerConfig
 from oxillama_torch.engine.request import GenerationRequest, RequestHandle
+from oxillama_torch.errors import RequestError
 from oxillama_torch.llm import LLM
 from oxillama_torch.lora.registry import AdapterRegistry
+from oxillama_torch.sampling.params import SamplingParams
 from oxillama_torch.tokenizer.chat_template import ChatTemplate
 from oxillama_torch.tokenizer.tokenizer import Tokenizer
 
@@ -72,6 +74,20 @@ class Service:
         """
         self.tokenizer.check_fits(text, self.engine.max_context, param)
         return self.tokenizer.encode(text, add_special=add_special)
+
+    def check_processors(self, params: SamplingParams) -> None:
+        """Refuse logits processors that the server was not started with.
+
+        Raises:
+            RequestError: names the first.
+        """
+        allowed = [spec.partition("=")[0] for spec in self.config.processors]
+        for name in params.processors:
+            if name not in allowed:
+                known = ", ".join(allowed) or "none"
+                raise RequestError(
+                    f"unknown processor {name!r}; this server has: {known}", param="processors"
+                )
 
     def close(self) -> None:
         """Stop the engine thread and the template worker."""
