@@ -17,13 +17,21 @@ if (_root / "setup.cfg").is_file():
 
 __version__ = "0.1.0"
 
-__all__ = ["LLM", "Completion", "SamplingParams", "__version__", "read_gguf"]
+__all__ = [
+    "LLM",
+    "Completion",
+    "SamplingParams",
+    "__version__",
+    "read_gguf",
+    "register_processor",
+]
 
 _HOMES = {
     "LLM": "oxillama_torch.llm",
     "Completion": "oxillama_torch.completion",
     "SamplingParams": "oxillama_torch.sampling.params",
     "read_gguf": "oxillama_torch.gguf.reader",
+    "register_processor": "oxillama_torch.sampling.custom",
 }
 
 

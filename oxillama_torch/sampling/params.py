@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Literal, get_args
 
 from oxillama_torch.errors import RequestError
@@ -166,6 +167,8 @@ class SamplingParams:
             value = getattr(self, name)
             if value is not None:
                 _range(name, value, low, high)
+                if name in _WHOLE and not isinstance(value, Integral):
+                    raise RequestError(f"{name} must be a whole number, got {value}", param=name)
         _check_words("stop", self.stop)
         _check_words("bad_words", self.bad_words)
         _check_words("dry_sequence_breakers", self.dry_sequence_breakers)
@@ -226,14 +229,27 @@ _RANGES = {
 }
 
 
+_WHOLE = frozenset(
+    {
+        *("max_tokens", "min_tokens", "n", "seed", "logprobs", "prompt_logprobs", "top_k"),
+        *("min_keep", "mirostat", "repeat_last_n", "dry_allowed_length", "dry_penalty_last_n"),
+    }
+)
+
+
 def _plain(value: object) -> object:
     """Lists inside a list become tuples: parameters can be compared and kept in sets."""
     return tuple(value) if isinstance(value, list) else value
 
 
 def _check_words(name: str, words: tuple[str | tuple[int, ...], ...]) -> None:
-    if any(not word for word in words):
-        raise RequestError(f"{name} strings must not be empty", param=name)
+    for word in words:
+        if not isinstance(word, str | tuple) or not all(
+            isinstance(i, str | Integral) for i in word
+        ):
+            raise RequestError(f"{name} takes texts, got {word!r}", param=name)
+        if not word:
+            raise RequestError(f"{name} strings must not be empty", param=name)
     texts = [word for word in words if isinstance(word, str)]
     if len(texts) > _MAX_WORDS or any(len(text) > _MAX_WORD_LENGTH for text in texts):
         raise RequestError(
