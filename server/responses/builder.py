@@ -164,7 +164,9 @@ class ResponseBuilder:
         text = "".join(self._texts)
         if item["type"] == "function_call":
             item["arguments"] = text
-            yield self._in_item("response.function_call_arguments.done", arguments=text)
+            yield self._in_item(
+                "response.function_call_arguments.done", name=item["name"], arguments=text
+            )
         else:
             item["content"] = [self._part(text)]
             kind = "output_text" if item["type"] == "message" else "reasoning_text"

@@ -133,6 +133,12 @@ def test_deltas_join_to_what_is_done():
         assert done
 
 
+def test_finished_arguments_name_their_function():
+    """Which older SDKs (2.54) need, and newer ones no longer."""
+    done = [e for e in run(CALLS) if e["type"] == "response.function_call_arguments.done"]
+    assert [event["name"] for event in done] == ["find", "now"]
+
+
 def test_length_is_incomplete():
     events = run([Started(0, 1, 0, None), Piece(0, "a", 1, None), Finished(0, "length", 1)])
     response = Response.model_validate(events[-1]["response"], strict=True)
