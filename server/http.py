@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import pydantic
 from flask import Flask, Response, current_app, g, request
+from werkzeug.routing import Rule
 
 from oxillama_torch.config import ServerConfig
 from oxillama_torch.errors import EngineError, RequestError
@@ -126,6 +127,8 @@ def install(app: Flask, config: ServerConfig, metrics: Metrics) -> None:
         if (response := access.preflight(request)) is not None:
             return response
         access.admit(request)
+        if request.method == "OPTIONS" and request.url_rule is not None:
+            return _options(app, request.url_rule)
         g.meter.allowance = g.get("allowance")
         return None
 
@@ -146,6 +149,14 @@ def install(app: Flask, config: ServerConfig, metrics: Metrics) -> None:
         endpoint = request.url_rule.rule if request.url_rule is not None else "none"
         response.call_on_close(lambda: _close(meter, endpoint, response, metrics, log, entry))
         return response
+
+
+def _options(app: Flask, asked: Rule) -> Response:
+    """What can be done here. Flask's own answer adds the methods of rules that match as well."""
+    rules = (rule for rule in app.url_map.iter_rules() if rule.rule == asked.rule)
+    response = Response(status=200)
+    response.allow.update(method for rule in rules for method in rule.methods or ())
+    return response
 
 
 def _close(

@@ -35,7 +35,7 @@ def list_query(default: int = 20, most: int = 100, order: str = "desc") -> dict[
     limit = query.limit or default
     if limit > most:
         raise RequestError(f"'limit' must be at most {most}.", param="limit")
-    cursors = {"after": query.after, "before": query.before}
+    cursors = {"after": query.after or None, "before": query.before or None}
     return {"limit": limit, "order": query.order or order, **cursors}
 
 

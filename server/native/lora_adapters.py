@@ -52,7 +52,12 @@ class AdapterScales:
         names = service.engine.adapters.names()
         for item in scales:
             if item.id >= len(names):
-                raise RequestError(f"there is no adapter {item.id}", param="lora")
+                raise RequestError(
+                    f"there is no adapter {item.id}",
+                    status=404,
+                    code="adapter_not_found",
+                    param="lora",
+                )
         return [(names[item.id], item.scale) for item in scales]
 
 

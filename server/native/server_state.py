@@ -7,7 +7,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from oxillama_torch import __version__
 from oxillama_torch.engine.engine import DEFAULT_BATCH_SIZE
-from oxillama_torch.errors import RequestError
 from oxillama_torch.server.metrics import Metrics
 from oxillama_torch.server.native.completion import settings
 from oxillama_torch.server.pool import Services
@@ -52,17 +51,9 @@ def blueprint(services: Services) -> Blueprint:
     def props() -> Response:
         return jsonify(_props(service))
 
-    @routes.post("/props")
-    def set_props() -> Response:
-        raise _unsupported("This server does not change its properties.")
-
     @routes.get("/slots")
     def slots() -> Response:
         return jsonify(_slots(service))
-
-    @routes.post("/slots/<int:slot>")
-    def slot_action(slot: int) -> Response:
-        raise _unsupported("This server does not save, restore or erase slots.")
 
     return routes
 
@@ -109,7 +100,3 @@ def _slots(service: Service) -> list[dict]:
         }
         for index in range(_batch_size(service))
     ]
-
-
-def _unsupported(message: str) -> RequestError:
-    return RequestError(message, status=501, code="unsupported", type="server_error")

@@ -106,11 +106,7 @@ def _tokenize(service: Service, body: TokenizeBody) -> dict:
     elif body.prompt is not None:
         ids = tokenizer.encode(body.prompt, add_special=body.add_special_tokens)
     else:
-        raise RequestError(
-            "one of 'content', 'prompt' and 'messages' is needed",
-            code="missing_required_parameter",
-            param="content",
-        )
+        return {"tokens": []}  # as llama-server answers to nothing
     return {"count": len(ids), "max_model_len": service.engine.max_context, "tokens": ids}
 
 

@@ -67,7 +67,7 @@ def _read(function: Callable, reading: Reading, seen: set[Callable], depth: int)
     names = _names(function)
     for node in ast.walk(_tree(function)):
         if isinstance(node, ast.IfExp) and "content_length" in ast.dump(node.test):
-            reading.optional_body = True
+            reading.optional_body = True  # what is done without a body
         if not isinstance(node, ast.Call):
             continue
         _read_call(node, names, reading)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -27,12 +27,13 @@ class LoadModelBody(StrictModel):
     """``path`` is relative to the server's model root, or lies inside it."""
 
     id: Name
+    REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {"quant": ()}
+
     path: Annotated[str, Field(min_length=1)]
-    quant: str | None = None
 
     def check(self) -> None:
         """Refuse what would be a different model from the file's."""
-        if self.quant is not None:
+        if (self.model_extra or {}).get("quant") is not None:
             raise RequestError(
                 "models are served with the types their files have.",
                 code="unsupported_parameter",

@@ -14,7 +14,9 @@ from oxillama_torch.server.service import Service
 
 __all__ = ["ApplyTemplateBody", "DetokenizeBody", "NativeEmbeddingBody", "TokenizeBody"]
 
-TokenIds = list[int]
+NonEmpty = Annotated[str, Field(min_length=1)]
+TokenId = Annotated[int, Field(ge=0)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 
 
 class TokenizeBody(StrictModel):
@@ -49,7 +51,7 @@ class NativeEmbeddingBody(StrictModel):
 
     model: str | None = None
     content: Annotated[
-        str | list[str] | TokenIds | list[TokenIds],
+        NonEmpty | Annotated[list[NonEmpty] | TokenIds | list[TokenIds], Field(min_length=1)],
         Field(validation_alias=AliasChoices("content", "input")),
     ]
     embd_normalize: Annotated[int, Field(ge=-1, le=1000)] = 2

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 from oxillama_torch.server.schemas.chat import ChatBody
 
 # Routes whose body is empty.
-BODILESS = re.compile(r"/cancel$|/admin/drain$|^/props$|^/slots/")
+BODILESS = re.compile(r"/cancel$|/admin/drain$")
 
 
 @pytest.fixture
