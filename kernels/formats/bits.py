@@ -5,6 +5,8 @@ Shapes: ``...`` leading dimensions (rows and blocks), last dimension the bytes o
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ __all__ = [
     "join_scales6",
     "look_up",
     "nibble_pairs",
+    "nibble_table",
     "split_scales6",
     "words",
 ]
@@ -55,6 +58,18 @@ def bit_planes(packed: Tensor, position: int) -> Tensor:
 def crumbs(packed: Tensor) -> Tensor:
     """2-bit fields of bytes, low bits first: uint8 [..., n] -> [..., 4, n]."""
     return torch.stack((packed & 3, packed >> 2 & 3, packed >> 4 & 3, packed >> 6), -2)
+
+
+@functools.cache
+def nibble_table(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """What a byte of two codes means, int16 [256]: 128 + value of the low nibble, of the high one.
+
+    Args:
+        values: 16 integers from -127 to 127.
+    """
+    biased = torch.tensor(values, dtype=torch.int16) + 128
+    pairs = biased[None, :] | biased[:, None] << 8
+    return pairs.flatten().to(device)
 
 
 def nibble_pairs(packed: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from oxillama_torch.kernels.formats.bits import bit_planes
-from oxillama_torch.kernels.formats.tile import jit, small_to_float, tl
+from oxillama_torch.kernels.formats.tile import jit, small_to_float, take4, take8, tl
 
 __all__ = [
     "IQ1_S",
@@ -36,8 +36,6 @@ __all__ = [
     "even_signs_tile",
     "octets_tile",
     "signed_tile",
-    "take4",
-    "take8",
     "ternary_tile",
     "with_parity",
 ]
@@ -128,25 +126,6 @@ def decode_ternary(out: Tensor, index: Tensor, delta: Tensor, scales: Tensor) ->
     torch.index_select(entries, 0, index.flatten().int(), out=out.view(-1, IQ1_S.width))
     out.view(*delta.shape, -1).add_(delta.unsqueeze(-1))
     out.view(*scales.shape, -1).mul_(scales.unsqueeze(-1))
-
-
-@jit
-def take4(packed, STEP: tl.constexpr, MASK: tl.constexpr):
-    """Fields of int32 [BLOCK_N, n], one every STEP bits: int32 [BLOCK_N, 4 n].
-
-    Joined in registers: a shift by an arange would be a shift by a variable.
-    """
-    even = tl.join(packed & MASK, (packed >> 2 * STEP) & MASK)
-    odd = tl.join((packed >> STEP) & MASK, (packed >> 3 * STEP) & MASK)
-    return tl.join(even, odd).reshape(packed.shape[0], 4 * packed.shape[1])
-
-
-@jit
-def take8(packed, STEP: tl.constexpr, MASK: tl.constexpr):
-    """The same with eight fields: int32 [BLOCK_N, 8 n]."""
-    fields = tl.join(take4(packed, STEP, MASK), take4(packed >> 4 * STEP, STEP, MASK))
-    fields = fields.reshape(packed.shape[0], packed.shape[1], 4, 2).permute(0, 1, 3, 2)
-    return fields.reshape(packed.shape[0], 8 * packed.shape[1])
 
 
 @jit

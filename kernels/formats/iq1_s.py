@@ -20,7 +20,7 @@ from oxillama_torch.gguf.types import GGMLType
 from oxillama_torch.kernels.formats import grids
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.formats.bits import float16_at, join_bytes
-from oxillama_torch.kernels.formats.tile import jit, small_to_float, tl
+from oxillama_torch.kernels.formats.tile import jit, small_to_float, take4, tl
 
 DELTA = 0.125  # ``IQ1S_DELTA`` in ggml-common.h
 
@@ -60,7 +60,7 @@ def decode_tile(
     scale = d[:, None] * small_to_float((qh >> 11) & 14 | 1, 0)
     delta = tl.where(qh < 0, -0.125, 0.125)
     delta = tl.broadcast_to(delta[:, :, None], (BLOCK_N, BLOCK_K // 32, 4))
-    index = q | grids.take4(qh << 8, 3, 0x700)
+    index = q | take4(qh << 8, 3, 0x700)
     w = grids.ternary_tile(p3, index, delta.reshape(BLOCK_N, BLOCK_K // 8))
     w = w.reshape(BLOCK_N, BLOCK_K // 32, 32) * scale[:, :, None]
     return w.reshape(BLOCK_N, BLOCK_K)

@@ -22,7 +22,7 @@ from oxillama_torch.kernels.formats import grids
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.formats.bits import crumbs, float16_at, join_bytes, nibble_pairs
 from oxillama_torch.kernels.formats.iq2_xs import scales_tile
-from oxillama_torch.kernels.formats.tile import jit, tl
+from oxillama_torch.kernels.formats.tile import jit, take4, tl
 
 
 def split(blocks: Tensor) -> dict[str, Tensor]:
@@ -53,7 +53,7 @@ def decode_tile(
     signs = tl.load(at + 32, mask=mask, other=0).to(tl.int32)
     byte = k0 // 256 * 16 + k0 % 256 // 32 + tl.arange(0, BLOCK_K // 32)
     qh = tl.load(p1 + rows[:, None] * s1 + byte[None, :], mask=mask, other=0).to(tl.int32)
-    q |= grids.take4(qh << 8, 2, 0x300)
+    q |= take4(qh << 8, 2, 0x300)
     w = grids.signed_tile(grids.octets_tile(p3, q), signs)
     scale = scales_tile(p1, p2, s1, s2, rows, row_mask, k0, 8, 16, BLOCK_K)
     w = w.reshape(BLOCK_N, BLOCK_K // 16, 16) * scale[:, :, None]

@@ -19,7 +19,7 @@ from oxillama_torch.gguf.types import GGMLType
 from oxillama_torch.kernels.formats import grids
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.formats.bits import float16_at, join_bytes, words
-from oxillama_torch.kernels.formats.tile import jit, small_to_float, tl
+from oxillama_torch.kernels.formats.tile import jit, small_to_float, take4, tl
 
 
 def split(blocks: Tensor) -> dict[str, Tensor]:
@@ -54,7 +54,7 @@ def decode_tile(
     scale = d.to(tl.float32) * (small_to_float((packed >> 28) & 15, 0) + 0.5) * 0.25
     octet = k0 // 8 + tl.arange(0, BLOCK_K // 8)
     q = tl.load(p0 + rows[:, None] * s0 + octet[None, :], mask=mask, other=0).to(tl.int32)
-    signs = grids.even_signs_tile(grids.take4(packed, 7, 127))
+    signs = grids.even_signs_tile(take4(packed, 7, 127))
     w = grids.signed_tile(grids.octets_tile(p3, q), signs)
     w = w.reshape(BLOCK_N, BLOCK_K // 32, 32) * scale[:, :, None]
     return w.reshape(BLOCK_N, BLOCK_K)

@@ -21,7 +21,7 @@ from oxillama_torch.gguf.types import GGMLType
 from oxillama_torch.kernels.formats import grids
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.formats.bits import bit_planes, float16_at, join_bytes, nibble_pairs
-from oxillama_torch.kernels.formats.tile import jit, small_to_float, tl
+from oxillama_torch.kernels.formats.tile import jit, small_to_float, take8, tl
 
 
 def split(blocks: Tensor) -> dict[str, Tensor]:
@@ -53,7 +53,7 @@ def decode_tile(
     qh = tl.load(high + group[None, :], mask=mask, other=0).to(tl.int32)
     octet = k0 % 256 // 8 + tl.arange(0, BLOCK_K // 8)
     signs = tl.load(high + 8 + octet[None, :], mask=mask, other=0).to(tl.int32)
-    w = grids.signed_tile(tl.load(p3 + (q | grids.take8(qh << 8, 1, 256))), signs)
+    w = grids.signed_tile(tl.load(p3 + (q | take8(qh << 8, 1, 256))), signs)
     pair = k0 % 256 // 64 + tl.arange(0, BLOCK_K // 64)
     scales = tl.load(high + 40 + pair[None, :], mask=mask, other=0).to(tl.int32)
     s = tl.join(scales & 15, scales >> 4).reshape(BLOCK_N, BLOCK_K // 32)

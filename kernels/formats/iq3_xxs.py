@@ -19,7 +19,7 @@ from oxillama_torch.gguf.types import GGMLType
 from oxillama_torch.kernels.formats import grids
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.formats.bits import float16_at, join_bytes, words
-from oxillama_torch.kernels.formats.tile import jit, small_to_float, tl
+from oxillama_torch.kernels.formats.tile import jit, small_to_float, take4, tl
 
 
 def split(blocks: Tensor) -> dict[str, Tensor]:
@@ -52,7 +52,7 @@ def decode_tile(
     scale = d[:, None] * (small_to_float((packed >> 28) & 15, 0) + 0.5) * 0.5
     quad = k0 // 4 + tl.arange(0, BLOCK_K // 4)
     q = tl.load(p0 + rows[:, None] * s0 + quad[None, :], mask=mask, other=0).to(tl.int32)
-    signs = grids.even_signs_tile(grids.take4(packed, 7, 127))
+    signs = grids.even_signs_tile(take4(packed, 7, 127))
     w = grids.signed_tile(tl.load(p3 + q), signs)
     w = w.reshape(BLOCK_N, BLOCK_K // 32, 32) * scale[:, :, None]
     return w.reshape(BLOCK_N, BLOCK_K)

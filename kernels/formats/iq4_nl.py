@@ -9,21 +9,19 @@ Shapes: see ``base.py``. Planes per block: qs uint8 [16], d float16 [1].
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from oxillama_torch.gguf.types import GGMLType
 from oxillama_torch.kernels.formats.base import Format
-from oxillama_torch.kernels.formats.bits import float16_at, join_bytes, look_up
-from oxillama_torch.kernels.formats.tile import jit, nibbles, small_to_float, tl
+from oxillama_torch.kernels.formats.bits import float16_at, join_bytes, look_up, nibble_table
+from oxillama_torch.kernels.formats.tile import coded_nibbles, jit, tl
 
 # ``kvalues_iq4nl`` in ggml-common.h, from -127 to 113: dense where weights are.
 VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-# The same plus 128, four to a word: a table that a kernel can keep in registers.
-WORDS = tuple(
-    int.from_bytes(bytes(value + 128 for value in VALUES[i : i + 4]), "little", signed=True)
-    for i in range(0, 16, 4)
-)
+TABLE = functools.partial(nibble_table, VALUES)
 
 
 def split(blocks: Tensor) -> dict[str, Tensor]:
@@ -39,31 +37,18 @@ def decode(out: Tensor, qs: Tensor, d: Tensor) -> None:
 
 
 @jit
-def values_tile(
-    q,
-    W0: tl.constexpr = WORDS[0],
-    W1: tl.constexpr = WORDS[1],
-    W2: tl.constexpr = WORDS[2],
-    W3: tl.constexpr = WORDS[3],
-):
-    """float32 VALUES[q] of int32 q from 0 to 15."""
-    words = tl.where(q < 8, tl.where(q < 4, W0, W1), tl.where(q < 12, W2, W3))
-    return small_to_float((words >> (q % 4 * 8)) & 255, 128)
-
-
-@jit
 def decode_tile(
     p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Planes: qs, d."""
+    """Planes: qs, d; then the table of VALUES."""
     block = k0 // 32 + tl.arange(0, BLOCK_K // 32)
     mask = row_mask[:, None]
     d = tl.load(p1 + rows[:, None] * s1 + block[None, :], mask=mask, other=0.0).to(tl.float32)
     byte = (block * 16)[:, None] + tl.arange(0, 16)[None, :]
     qs = tl.load(p0 + rows[:, None, None] * s0 + byte[None], mask=mask[:, :, None], other=0)
-    w = values_tile(nibbles(qs.to(tl.int32))) * d[:, :, None]
+    w = coded_nibbles(p3, qs.to(tl.int32)) * d[:, :, None]
     return w.reshape(BLOCK_N, BLOCK_K)
 
 
-FORMAT = Format(GGMLType.IQ4_NL, {"qs": 16, "d": 1}, split, join, decode, decode_tile)
+FORMAT = Format(GGMLType.IQ4_NL, {"qs": 16, "d": 1}, split, join, decode, decode_tile, TABLE)

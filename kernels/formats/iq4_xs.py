@@ -23,8 +23,8 @@ from oxillama_torch.kernels.formats.bits import (
     look_up,
     nibble_pairs,
 )
-from oxillama_torch.kernels.formats.iq4_nl import VALUES, values_tile
-from oxillama_torch.kernels.formats.tile import jit, nibbles, tl
+from oxillama_torch.kernels.formats.iq4_nl import TABLE, VALUES
+from oxillama_torch.kernels.formats.tile import coded_nibbles, jit, tl
 
 
 def split_scales(high: Tensor, low: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def decode_tile(
     p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Planes: qs, scales, d."""
+    """Planes: qs, scales, d; then the table of VALUES."""
     group = k0 // 32 + tl.arange(0, BLOCK_K // 32)
     mask = row_mask[:, None]
     d = tl.load(p2 + rows[:, None] * s2 + (group // 8)[None, :], mask=mask, other=0.0)
@@ -73,8 +73,10 @@ def decode_tile(
     byte = (group * 16)[:, None] + tl.arange(0, 16)[None, :]
     qs = tl.load(p0 + rows[:, None, None] * s0 + byte[None], mask=mask[:, :, None], other=0)
     factor = d.to(tl.float32) * scale.to(tl.float32)
-    w = values_tile(nibbles(qs.to(tl.int32))) * factor[:, :, None]
+    w = coded_nibbles(p3, qs.to(tl.int32)) * factor[:, :, None]
     return w.reshape(BLOCK_N, BLOCK_K)
 
 
-FORMAT = Format(GGMLType.IQ4_XS, {"qs": 128, "scales": 8, "d": 1}, split, join, decode, decode_tile)
+FORMAT = Format(
+    GGMLType.IQ4_XS, {"qs": 128, "scales": 8, "d": 1}, split, join, decode, decode_tile, TABLE
+)

@@ -11,16 +11,19 @@ Shapes: see ``base.py``. Planes per block: qs uint8 [16], e uint8 [1].
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from oxillama_torch.gguf.types import GGMLType
 from oxillama_torch.kernels.formats.base import Format
-from oxillama_torch.kernels.formats.bits import join_bytes, look_up
-from oxillama_torch.kernels.formats.tile import jit, nibbles, tl
+from oxillama_torch.kernels.formats.bits import join_bytes, look_up, nibble_table
+from oxillama_torch.kernels.formats.tile import coded_nibbles, jit, tl
 
 # ``kvalues_mxfp4`` in ggml-common.h: E2M1, times two.
 VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+TABLE = functools.partial(nibble_table, VALUES)
 
 
 def split(blocks: Tensor) -> dict[str, Tensor]:
@@ -39,27 +42,19 @@ def decode(out: Tensor, qs: Tensor, e: Tensor) -> None:
 
 
 @jit
-def values_tile(q):
-    """float32 VALUES[q] of int32 q from 0 to 15."""
-    # The sign, exponent and mantissa bits of E2M1 are those of a float16 2^15 times smaller.
-    half = ((q & 8) << 12 | (q & 7) << 9).to(tl.int16).to(tl.float16, bitcast=True)
-    return half.to(tl.float32) * 32768.0 + 0.0  # adding 0 turns -0 into 0
-
-
-@jit
 def decode_tile(
     p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Planes: qs, e."""
+    """Planes: qs, e; then the table of VALUES."""
     block = k0 // 32 + tl.arange(0, BLOCK_K // 32)
     mask = row_mask[:, None]
     e = tl.load(p1 + rows[:, None] * s1 + block[None, :], mask=mask, other=0).to(tl.int32)
     scale = tl.where(e < 2, 0x00200000 << e, (e - 1) << 23).to(tl.float32, bitcast=True)
     byte = (block * 16)[:, None] + tl.arange(0, 16)[None, :]
     qs = tl.load(p0 + rows[:, None, None] * s0 + byte[None], mask=mask[:, :, None], other=0)
-    w = values_tile(nibbles(qs.to(tl.int32))) * scale[:, :, None]
+    w = coded_nibbles(p3, qs.to(tl.int32)) * scale[:, :, None]
     return w.reshape(BLOCK_N, BLOCK_K)
 
 
-FORMAT = Format(GGMLType.MXFP4, {"qs": 16, "e": 1}, split, join, decode, decode_tile)
+FORMAT = Format(GGMLType.MXFP4, {"qs": 16, "e": 1}, split, join, decode, decode_tile, TABLE)

@@ -15,8 +15,8 @@ from torch import Tensor
 from oxillama_torch.gguf.types import GGMLType
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.formats.bits import join_bytes, look_up
-from oxillama_torch.kernels.formats.mxfp4 import VALUES, values_tile
-from oxillama_torch.kernels.formats.tile import jit, nibbles, tl
+from oxillama_torch.kernels.formats.mxfp4 import TABLE, VALUES
+from oxillama_torch.kernels.formats.tile import coded_nibbles, jit, tl
 
 
 def split(blocks: Tensor) -> dict[str, Tensor]:
@@ -46,7 +46,7 @@ def decode_tile(
     p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Planes: qs, d."""
+    """Planes: qs, d; then the table of VALUES."""
     group = k0 // 16 + tl.arange(0, BLOCK_K // 16)
     mask = row_mask[:, None]
     e = tl.load(p1 + rows[:, None] * s1 + group[None, :], mask=mask, other=0).to(tl.int16)
@@ -54,8 +54,8 @@ def decode_tile(
     d = tl.where(e == 0x7F, 0.0, d)
     byte = (group * 8)[:, None] + tl.arange(0, 8)[None, :]
     qs = tl.load(p0 + rows[:, None, None] * s0 + byte[None], mask=mask[:, :, None], other=0)
-    w = values_tile(nibbles(qs.to(tl.int32))) * d[:, :, None]
+    w = coded_nibbles(p3, qs.to(tl.int32)) * d[:, :, None]
     return w.reshape(BLOCK_N, BLOCK_K)
 
 
-FORMAT = Format(GGMLType.NVFP4, {"qs": 32, "d": 4}, split, join, decode, decode_tile)
+FORMAT = Format(GGMLType.NVFP4, {"qs": 32, "d": 4}, split, join, decode, decode_tile, TABLE)

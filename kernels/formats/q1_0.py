@@ -15,7 +15,7 @@ from torch import Tensor
 from oxillama_torch.gguf.types import GGMLType
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.formats.bits import bit_planes, float16_at, join_bytes
-from oxillama_torch.kernels.formats.tile import jit, small_to_float, tl
+from oxillama_torch.kernels.formats.tile import jit, small_to_float, take8, tl
 
 
 def split(blocks: Tensor) -> dict[str, Tensor]:
@@ -39,10 +39,9 @@ def decode_tile(
     byte = k0 // 8 + tl.arange(0, BLOCK_K // 8)
     mask = row_mask[:, None]
     qs = tl.load(p0 + rows[:, None] * s0 + byte[None, :], mask=mask, other=0).to(tl.int32)
-    bits = (qs[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
     run = k0 // 32 + tl.arange(0, BLOCK_K // 32)
     d = tl.load(p1 + rows[:, None] * s1 + (run // 4)[None, :], mask=mask, other=0.0)
-    sign = small_to_float(bits << 1, 1).reshape(BLOCK_N, BLOCK_K // 32, 32)
+    sign = small_to_float(take8(qs << 1, 1, 2), 1).reshape(BLOCK_N, BLOCK_K // 32, 32)
     return (sign * d.to(tl.float32)[:, :, None]).reshape(BLOCK_N, BLOCK_K)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from oxillama_torch.gguf.types import GGMLType
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.formats.bits import crumbs, float16_at, join_bytes
-from oxillama_torch.kernels.formats.tile import jit, small_to_float, tl
+from oxillama_torch.kernels.formats.tile import jit, small_to_float, take4, tl
 
 
 def split(blocks: Tensor) -> dict[str, Tensor]:
@@ -40,10 +40,9 @@ def decode_tile(
     byte = k0 // 4 + tl.arange(0, BLOCK_K // 4)
     mask = row_mask[:, None]
     qs = tl.load(p0 + rows[:, None] * s0 + byte[None, :], mask=mask, other=0).to(tl.int32)
-    q = (qs[:, :, None] >> (tl.arange(0, 4) * 2)[None, None, :]) & 3
     run = k0 // 32 + tl.arange(0, BLOCK_K // 32)
     d = tl.load(p1 + rows[:, None] * s1 + (run // 2)[None, :], mask=mask, other=0.0)
-    q = small_to_float(q, 1).reshape(BLOCK_N, BLOCK_K // 32, 32)
+    q = small_to_float(take4(qs, 2, 3), 1).reshape(BLOCK_N, BLOCK_K // 32, 32)
     return (q * d.to(tl.float32)[:, :, None]).reshape(BLOCK_N, BLOCK_K)
 
 

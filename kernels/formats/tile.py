@@ -7,7 +7,16 @@ do not load either.
 
 from __future__ import annotations
 
-__all__ = ["crumbs_tile", "jit", "nibbles", "small_to_float", "tl"]
+__all__ = [
+    "coded_nibbles",
+    "crumbs_tile",
+    "jit",
+    "nibbles",
+    "small_to_float",
+    "take4",
+    "take8",
+    "tl",
+]
 
 try:
     import triton.language as tl
@@ -42,6 +51,18 @@ def nibbles(packed):
 
 
 @jit
+def coded_nibbles(table, packed):
+    """What int32 bytes [BLOCK_N, groups, n] mean by a ``bits.nibble_table``: float32, as ``nibbles``.
+
+    Two weights per load; choosing among 16 constants would take a dozen instructions for each.
+    """
+    pair = tl.load(table + packed).to(tl.int32)
+    values = tl.join(pair & 255, (pair >> 8) & 255).permute(0, 1, 3, 2)
+    values = values.reshape(packed.shape[0], packed.shape[1], 2 * packed.shape[2])
+    return small_to_float(values, 128)
+
+
+@jit
 def crumbs_tile(p, stride, rows, row_mask, k0, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
     """2-bit quants of a tile, int32 [BLOCK_N, BLOCK_K // 32, 32].
 
@@ -60,3 +81,22 @@ def crumbs_tile(p, stride, rows, row_mask, k0, BLOCK_N: tl.constexpr, BLOCK_K: t
         second = tl.join(packed >> 4 & 3, packed >> 6)
         q = tl.join(first, second).permute(0, 1, 4, 3, 2)
     return q.reshape(BLOCK_N, BLOCK_K // 32, 32)
+
+
+@jit
+def take4(packed, STEP: tl.constexpr, MASK: tl.constexpr):
+    """Fields of int32 [BLOCK_N, n], one every STEP bits: int32 [BLOCK_N, 4 n].
+
+    Joined in registers: a shift by an arange would be a shift by a variable.
+    """
+    even = tl.join(packed & MASK, (packed >> 2 * STEP) & MASK)
+    odd = tl.join((packed >> STEP) & MASK, (packed >> 3 * STEP) & MASK)
+    return tl.join(even, odd).reshape(packed.shape[0], 4 * packed.shape[1])
+
+
+@jit
+def take8(packed, STEP: tl.constexpr, MASK: tl.constexpr):
+    """The same with eight fields: int32 [BLOCK_N, 8 n]."""
+    fields = tl.join(take4(packed, STEP, MASK), take4(packed >> 4 * STEP, STEP, MASK))
+    fields = fields.reshape(packed.shape[0], packed.shape[1], 4, 2).permute(0, 1, 3, 2)
+    return fields.reshape(packed.shape[0], 8 * packed.shape[1])
