@@ -1,4 +1,4 @@
-"""Launcher of RMSNorm, with an optional residual sum.
+"""Launchers of RMSNorm and LayerNorm, with an optional residual sum.
 
 Shapes: M rows, D features.
 """
@@ -9,7 +9,7 @@ import torch
 
 from oxillama_torch.kernels import registry
 
-__all__ = ["rms_norm"]
+__all__ = ["layer_norm", "rms_norm"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MAX_FEATURES = 16384
@@ -18,6 +18,11 @@ registry.declare(
     "rms_norm",
     "oxillama_torch.kernels.norm.reference",
     "oxillama_torch.kernels.norm.triton_rms_norm",
+)
+registry.declare(
+    "layer_norm",
+    "oxillama_torch.kernels.norm.reference",
+    "oxillama_torch.kernels.norm.triton_layer_norm",
 )
 
 
@@ -46,6 +51,54 @@ def rms_norm(
 
     Source: Zhang and Sennrich, Root Mean Square Layer Normalization, arXiv 1910.07467.
     """
+    _check_rows(x, residual)
+    _check_like("weight", weight, x.shape[1:], torch.float32, x.device)
+    if x.numel() == 0:
+        return x if residual is None else (x, residual)
+    call = registry.Call(x.device.type, x.dtype, numerics, m=x.shape[0])
+    return registry.select("rms_norm", call).function(x, weight, eps, residual=residual)
+
+
+def layer_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    *,
+    residual: torch.Tensor | None = None,
+    numerics: str = "invariant",
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """``(h - mean(h)) * rsqrt(var(h) + eps) * weight + bias`` with ``h = x`` or ``x + residual``.
+
+    The variance is the mean of the squared differences, taken after the mean: no cancellation.
+
+    Args:
+        x: float32, bfloat16 or float16 [M, D], D at most 16384.
+        weight: float32 [D].
+        bias: float32 [D] or None.
+        eps: added to the variance.
+        residual: like ``x``; when given, the sum is formed in ``x``'s dtype and returned too.
+        numerics: ``"invariant"`` or ``"fast"``.
+
+    Returns:
+        The normed rows in ``x``'s dtype; with a residual, the pair (normed rows, sum).
+
+    Raises:
+        ValueError: an operand does not fit; says got and wanted.
+
+    Source: Ba, Kiros and Hinton, Layer Normalization, arXiv 1607.06450.
+    """
+    _check_rows(x, residual)
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector is not None:
+            _check_like(name, vector, x.shape[1:], torch.float32, x.device)
+    if x.numel() == 0:
+        return x if residual is None else (x, residual)
+    call = registry.Call(x.device.type, x.dtype, numerics, m=x.shape[0])
+    return registry.select("layer_norm", call).function(x, weight, bias, eps, residual=residual)
+
+
+def _check_rows(x: torch.Tensor, residual: torch.Tensor | None) -> None:
     if x.ndim != 2 or not x.is_contiguous():
         got = f"{tuple(x.shape)} with strides {x.stride()}"
         raise ValueError(f"x: got {got}, wanted contiguous (M, D)")
@@ -53,13 +106,8 @@ def rms_norm(
         raise ValueError(f"x: got {x.dtype}, wanted one of {', '.join(map(str, _DTYPES))}")
     if x.shape[1] > _MAX_FEATURES:
         raise ValueError(f"x: got {x.shape[1]} features, wanted at most {_MAX_FEATURES}")
-    _check_like("weight", weight, x.shape[1:], torch.float32, x.device)
     if residual is not None:
         _check_like("residual", residual, x.shape, x.dtype, x.device)
-    if x.numel() == 0:
-        return x if residual is None else (x, residual)
-    call = registry.Call(x.device.type, x.dtype, numerics, m=x.shape[0])
-    return registry.select("rms_norm", call).function(x, weight, eps, residual=residual)
 
 
 def _check_like(

@@ -1,4 +1,7 @@
-"""RMSNorm in eager torch.
+"""RMSNorm and LayerNorm in eager torch.
+
+A row's bits depend on that row alone: torch divides a contiguous row's sum among threads only when
+it is the sole output and has 32768 elements or more, which the launchers' bound on D excludes.
 
 Shapes: M rows, D features.
 """
@@ -9,7 +12,7 @@ import torch
 
 from oxillama_torch.kernels.registry import register
 
-__all__ = ["rms_norm"]
+__all__ = ["layer_norm", "rms_norm"]
 
 
 @register("rms_norm", "reference")
@@ -20,15 +23,28 @@ def rms_norm(
     *,
     residual: torch.Tensor | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """RMSNorm; a row's bits depend on that row alone.
-
-    torch divides a contiguous row's sum among threads only when it is the sole output and has
-    32768 elements or more, which the launcher's bound on D excludes.
-
-    Args and errors: as ``op.rms_norm``, which checks them.
-    """
+    """Reference of :func:`oxillama_torch.kernels.norm.op.rms_norm`."""
     summed = x if residual is None else x + residual
     wide = summed.float()
     mean_square = (wide * wide).mean(-1, keepdim=True)
     normed = (wide * torch.rsqrt(mean_square + eps) * weight).to(x.dtype)
+    return normed if residual is None else (normed, summed)
+
+
+@register("layer_norm", "reference")
+def layer_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    *,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Reference of :func:`oxillama_torch.kernels.norm.op.layer_norm`."""
+    summed = x if residual is None else x + residual
+    wide = summed.float()
+    centred = wide - wide.mean(-1, keepdim=True)
+    variance = (centred * centred).mean(-1, keepdim=True)
+    normed = centred * torch.rsqrt(variance + eps) * weight
+    normed = (normed if bias is None else normed + bias).to(x.dtype)
     return normed if residual is None else (normed, summed)

@@ -154,6 +154,15 @@ def _norm(call: Call, shape: tuple[int, int], _: None) -> list[Case]:
     ]
 
 
+def _layer_norm(call: Call, shape: tuple[int, int], _: None) -> list[Case]:
+    x, weight = _randn(call, call.m, shape[1]), torch.rand(shape[1], device=call.device)
+    bias, other = torch.randn(shape[1], device=call.device), torch.randn_like(x)
+    return [
+        Case("layer_norm", call, (x, weight, None, 1e-5), {"residual": None}),
+        Case("layer_norm", call, (x, weight, bias, 1e-5), {"residual": other}, "+residual"),
+    ]
+
+
 def _gated(call: Call, shape: tuple[int, int], _: None) -> list[Case]:
     gate, up = _randn(call, call.m, shape[0]), _randn(call, call.m, shape[0])
     return [Case("gated", call, (gate, up, kind), {}, kind) for kind in ("silu", "gelu_tanh")]
@@ -242,6 +251,7 @@ _MAKERS: dict[str, Callable[[Call, tuple[int, int], Any], list[Case]]] = {
     "attention": _attention,
     "embedding": _embedding,
     "gated": _gated,
+    "layer_norm": _layer_norm,
     "lora": _lora,
     "quant_matmul": _matmul,
     "quant_matmul_experts": _experts,

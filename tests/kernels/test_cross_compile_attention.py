@@ -13,6 +13,7 @@ KERNELS = "oxillama_torch.kernels"
 ATTENTION = f"{KERNELS}.attention.variants:variants"
 ROWWISE = {
     "norm": f"{KERNELS}.norm.triton_rms_norm:variants",
+    "layer-norm": f"{KERNELS}.norm.triton_layer_norm:variants",
     "rope": f"{KERNELS}.rope.triton_rope_store_kv:variants",
     "activation": f"{KERNELS}.activation.triton_gated:variants",
 }

@@ -1,0 +1,88 @@
+"""LayerNorm with an optional residual sum in one pass, one program per row.
+
+A row is held whole in registers: its mean and, after it, its variance are trees of additions that
+depend on D alone.
+
+Shapes: M rows, D features. x, residual, y, summed [M, D], weight, bias [D].
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from oxillama_torch.kernels.registry import register
+from oxillama_torch.kernels.triton_support import DEVICES, Variant, launch_device, priority
+
+__all__ = ["layer_norm", "layer_norm_kernel", "variants"]
+
+
+@triton.jit
+def layer_norm_kernel(
+    x, weight, bias, residual, y, summed, D, eps,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Program (row)."""
+    d = tl.arange(0, BLOCK_D)
+    inside = d < D
+    at = tl.program_id(0).to(tl.int64) * D + d
+    h = tl.load(x + at, mask=inside, other=0.0)
+    if HAS_RESIDUAL:
+        # Rounded to the dtype of x before the norm, as the next layer will read it.
+        other = tl.load(residual + at, mask=inside, other=0.0)
+        h = (h.to(tl.float32) + other.to(tl.float32)).to(x.dtype.element_ty)
+        tl.store(summed + at, h, mask=inside)
+    h = h.to(tl.float32)
+    centred = tl.where(inside, h - tl.sum(h, axis=0) / D, 0.0)
+    scale = tl.rsqrt(tl.sum(centred * centred, axis=0) / D + eps)
+    out = centred * scale * tl.load(weight + d, mask=inside, other=0.0)
+    if HAS_BIAS:
+        out += tl.load(bias + d, mask=inside, other=0.0)
+    tl.store(y + at, out.to(y.dtype.element_ty), mask=inside)
+
+
+def _num_warps(block: int) -> int:
+    return min(16, max(1, block // 1024))
+
+
+@register("layer_norm", "triton", devices=DEVICES, priority=priority(1))
+def layer_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    *,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Triton backend of :func:`oxillama_torch.kernels.norm.op.layer_norm`."""
+    rows, features = x.shape
+    y = torch.empty_like(x)
+    summed = x if residual is None else torch.empty_like(x)
+    block = triton.next_power_of_2(features)
+    with launch_device(x):
+        layer_norm_kernel[(rows,)](
+            x, weight, weight if bias is None else bias, x if residual is None else residual, y,
+            summed, features, eps, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
+            BLOCK_D=block, num_warps=_num_warps(block),
+        )  # fmt: skip
+    return y if residual is None else (y, summed)
+
+
+def variants() -> list[Variant]:
+    """The compiled forms, for counting without a GPU what they take."""
+    tensors = dict.fromkeys(("x", "residual", "y", "summed"), "*bf16")
+    tensors |= dict.fromkeys(("weight", "bias"), "*fp32")
+    return [
+        Variant(
+            f"layer-norm-{features}{'-residual' if whole else ''}{'-bias' if whole else ''}",
+            layer_norm_kernel,
+            tensors | {"D": "i32", "eps": "fp32"},
+            {"HAS_BIAS": whole, "HAS_RESIDUAL": whole}
+            | {"BLOCK_D": triton.next_power_of_2(features)},
+            (*tensors, "D"),
+            _num_warps(triton.next_power_of_2(features)),
+        )
+        for features in (128, 4096, 5120, 16384)
+        for whole in (False, True)
+    ]
