@@ -52,7 +52,7 @@ def nibbles(packed):
 
 @jit
 def coded_nibbles(table, packed):
-    """What int32 bytes [BLOCK_N, groups, n] mean by a ``bits.nibble_table``: float32, as ``nibbles``.
+    """Values of the ``nibbles`` of int32 bytes, by a ``bits.nibble_table``: float32 in their order.
 
     Two weights per load; choosing among 16 constants would take a dozen instructions for each.
     """
