@@ -16,7 +16,6 @@ from oxillama_torch.server.output import (
     Output,
     Piece,
     Reasoning,
-    Started,
     ToolCallArguments,
     ToolCallStarted,
 )
@@ -74,8 +73,6 @@ class ResponseBuilder:
 
     def add(self, output: Output) -> Iterator[Event]:
         """The events that ``output`` causes."""
-        if isinstance(output, Started | Finished):
-            self._usage.add(output)
         if isinstance(output, Piece):
             yield from self._piece(output)
         elif isinstance(output, Reasoning):
@@ -87,8 +84,10 @@ class ResponseBuilder:
             )  # fmt: skip
         elif isinstance(output, ToolCallArguments):
             yield from self._arguments(output.text)
-        elif isinstance(output, Finished):
-            self.reason = output.reason
+        else:
+            self._usage.add(output)
+            if isinstance(output, Finished):
+                self.reason = output.reason
 
     def finish(self) -> Iterator[Event]:
         """The events that end the last item; the response has its final state after them."""
@@ -185,23 +184,31 @@ class ResponseBuilder:
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
     def _piece(self, piece: Piece) -> Iterator[Event]:
-        entries = self._describe(piece.logprobs)
+        entries = self._describe(piece.logprobs) if self._logprobs else []
         if not piece.text and not entries:
             return
         if self._item is None or self._item["type"] != "message":
             yield from self._message()
         self._texts.append(piece.text)
         self._entries += entries
-        yield self._in_item(
-            "response.output_text.delta", delta=piece.text, logprobs=_short(entries)
-        )
+        self._sequence_number += 1
+        # One of these per token of every stream: written out, it costs a third.
+        yield {
+            "type": "response.output_text.delta",
+            "sequence_number": self._sequence_number - 1,
+            "item_id": self._item["id"],
+            "output_index": self._output_index,
+            "content_index": 0,
+            "delta": piece.text,
+            "logprobs": _short(entries) if entries else [],
+        }
 
     def _message(self) -> Iterator[Event]:
         message = {"type": "message", "id": item_id("msg"), "status": "in_progress"}
         yield from self._begin(**message, role="assistant", content=[])
 
     def _describe(self, entry: TokenLogprobs | None) -> list[dict[str, Any]]:
-        if not self._logprobs or entry is None:
+        if entry is None:
             return []
         return [chat_logprob(entry, self._tokenizer)]
 
