@@ -3,8 +3,8 @@
 llguidance cuts a text into lexemes, the longest that can stand at a place, before it looks at
 rules: ``("a" | "ab") "bc"`` does not allow ``abc`` there, and the converter it brings makes one
 lexeme of ``word ::= [a-z]+``, so that ``root ::= word "s"`` allows nothing at all. Here a grammar
-without recursion becomes a single lexeme, an expression for the whole output, and in any other
-every character is one, so that no lexeme is the beginning of another. Both mean what GBNF means.
+without recursion becomes a single lexeme, an expression for the whole output. In others, rules are
+lexemes where that changes nothing (see ``constraint_rules``); failing that, each character is one.
 
 Format: https://github.com/ggml-org/llama.cpp/blob/master/grammars/README.md
 """
@@ -13,8 +13,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+
+from oxillama_torch.sampling.constraint_rules import (
+    Char,
+    Item,
+    Rules,
+    has_tokens,
+    left_recursive,
+    lexemes,
+    recursive,
+    references,
+)
 
 __all__ = ["GbnfError", "gbnf_to_lark"]
 
@@ -27,29 +36,12 @@ _COUNT = re.compile(r"\{[ \t]*(\d{1,9})[ \t]*(,[ \t]*(\d{1,9})?[ \t]*)?\}")
 _TOKEN = re.compile(r"<(?:\[\d{1,9}\]|[^<>\[\]\s]{1,200})>")
 _ESCAPE = re.compile(r'\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|([tnr"\\\[\]]))')
 _SHORT = {"t": "\t", "n": "\n", "r": "\r"}
+_LAST = 0x10FFFF
+_ANY = Char("/(?s:.)/", ((0, _LAST),))
 
 
 class GbnfError(ValueError):
     """What is wrong with a grammar, and where."""
-
-
-@dataclass(slots=True)
-class _Item:
-    """A part of a rule: one of ``text``, ``rule`` and ``group``; ``least`` to ``most`` times.
-
-    Args:
-        text: characters one after the other, each a string or an expression of Lark; or one token.
-        rule: the name of a rule.
-        group: alternatives.
-        token: whether ``text`` is the name of a token of the vocabulary.
-    """
-
-    text: list[str] | None = None
-    rule: str | None = None
-    group: list[list[_Item]] = field(default_factory=list)
-    least: int = 1
-    most: int | None = 1
-    token: bool = False
 
 
 def gbnf_to_lark(source: str) -> str:
@@ -62,24 +54,23 @@ def gbnf_to_lark(source: str) -> str:
     if "root" not in rules:
         raise GbnfError("there is no rule 'root'")
     for name, alternatives in rules.items():
-        for used in _references(alternatives):
+        for used in references(alternatives):
             if used not in rules:
                 raise GbnfError(f"rule {name!r} uses {used!r}, which is not defined")
-    _refuse_left_recursion(rules)
-    # Upper case is llguidance's sign of rules that together are one lexeme.
-    letter = "r" if _is_recursive(rules) or _has_tokens(rules) else "R"
-    names = {name: f"{letter}{index}" for index, name in enumerate(rules)}
-    lines = [f"{names[name]}: {_lark(body, names)}" for name, body in rules.items()]
-    return "\n".join([f"start: {names['root']}", *lines]) + "\n"
+    if (name := left_recursive(rules)) is not None:
+        raise GbnfError(f"rule {name!r} is left-recursive")
+    if recursive(rules) or any(map(has_tokens, rules.values())):
+        return _Writer(rules, lexemes(rules)).write()
+    return _Writer(rules, set(rules)).write()
 
 
 class _Parser:
     def __init__(self, source: str) -> None:
         self._source, self._at, self._depth = source, 0, 0
 
-    def rules(self) -> dict[str, list[list[_Item]]]:
+    def rules(self) -> Rules:
         """Alternatives by name, in order."""
-        rules: dict[str, list[list[_Item]]] = {}
+        rules: Rules = {}
         self._skip(_SPACE_AND_LINES)
         while self._at < len(self._source):
             name = self._match(_NAME, "the name of a rule")
@@ -96,7 +87,7 @@ class _Parser:
             self._skip(_SPACE_AND_LINES)
         return rules
 
-    def _alternatives(self) -> list[list[_Item]]:
+    def _alternatives(self) -> list[list[Item]]:
         found = [self._sequence()]
         while self._source.startswith("|", self._at):
             self._at += 1
@@ -104,34 +95,33 @@ class _Parser:
             found.append(self._sequence())
         return found
 
-    def _sequence(self) -> list[_Item]:
-        items: list[_Item] = []
+    def _sequence(self) -> list[Item]:
+        items: list[Item] = []
         while (item := self._item()) is not None:
             self._repeat(item)
             items.append(item)
             self._skip(_SPACE_AND_LINES if self._depth else _SPACE)
         return items
 
-    def _item(self) -> _Item | None:
+    def _item(self) -> Item | None:
         """The next part of a sequence; None at its end."""
         match self._source[self._at : self._at + 1]:
             case '"':
-                return _Item(text=self._literal())
+                return Item(text=self._literal())
             case "[":
-                return _Item(text=[self._class()])
+                return Item(text=[self._class()])
             case "(":
                 return self._group()
             case ".":
                 self._at += 1
-                return _Item(text=["/(?s:.)/"])
+                return Item(text=[_ANY])
             case "<":
-                name = self._match(_TOKEN, "a token such as <|end|> or <[12]>")
-                return _Item(text=[name], token=True)
+                return Item(token=self._match(_TOKEN, "a token such as <|end|> or <[12]>"))
         if _NAME.match(self._source, self._at):
-            return _Item(rule=self._match(_NAME, "a name"))
+            return Item(rule=self._match(_NAME, "a name"))
         return None
 
-    def _group(self) -> _Item:
+    def _group(self) -> Item:
         self._depth += 1
         if self._depth > _MAX_DEPTH:
             raise self._error(f"groups within more than {_MAX_DEPTH} others")
@@ -142,9 +132,9 @@ class _Parser:
             raise self._error("')' is missing")
         self._at += 1
         self._depth -= 1
-        return _Item(group=group)
+        return Item(group=group)
 
-    def _repeat(self, item: _Item) -> None:
+    def _repeat(self, item: Item) -> None:
         self._skip(_SPACE_AND_LINES if self._depth else _SPACE)
         sign = self._source[self._at : self._at + 1]
         if sign and sign in "*+?":
@@ -162,15 +152,15 @@ class _Parser:
             if item.most is not None and item.most < item.least:
                 raise self._error("the most repetitions are fewer than the least")
 
-    def _literal(self) -> list[str]:
+    def _literal(self) -> list[Char]:
         self._at += 1
         text = []
         while not self._source.startswith('"', self._at):
             text.append(self._character())
         self._at += 1
-        return [json.dumps(character, ensure_ascii=False) for character in text]
+        return [Char(json.dumps(c, ensure_ascii=False), ((ord(c), ord(c)),)) for c in text]
 
-    def _class(self) -> str:
+    def _class(self) -> Char:
         self._at += 1
         negated = self._source.startswith("^", self._at)
         self._at += negated
@@ -182,13 +172,16 @@ class _Parser:
                 last = self._character()
             if last < first:
                 raise self._error("a range that ends before it begins")
-            ranges.append(rf"\x{{{ord(first):x}}}-\x{{{ord(last):x}}}")
+            ranges.append((ord(first), ord(last)))
         self._at += 1
         if not ranges:
             if not negated:
                 raise self._error("an empty class")
-            return "/(?s:.)/"
-        return f"/[{'^' if negated else ''}{''.join(ranges)}]/"
+            return _ANY
+        text = "".join(rf"\x{{{low:x}}}-\x{{{high:x}}}" for low, high in ranges)
+        if negated:
+            return Char(f"/[^{text}]/", _others(ranges))
+        return Char(f"/[{text}]/", tuple(ranges))
 
     def _character(self) -> str:
         char = self._source[self._at : self._at + 1]
@@ -198,7 +191,7 @@ class _Parser:
                 raise self._error("an unknown escape sequence")
             self._at = found.end()
             code = int(found[1] or found[2] or found[3] or "0", 16)
-            if code > 0x10FFFF or 0xD800 <= code <= 0xDFFF:
+            if code > _LAST or 0xD800 <= code <= 0xDFFF:
                 raise self._error("an escape sequence that is no character")
             return _SHORT.get(found[4], found[4]) if found[4] else chr(code)
         if not char or char in "\r\n":
@@ -222,75 +215,68 @@ class _Parser:
         return GbnfError(f"{message} (line {line}, column {column})")
 
 
-def _references(alternatives: list[list[_Item]]) -> Iterator[str]:
-    for item in (item for sequence in alternatives for item in sequence):
+def _others(ranges: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """The characters that lie in none of the ranges."""
+    found, start = [], 0
+    for low, high in sorted(ranges):
+        if low > start:
+            found.append((start, low - 1))
+        start = max(start, high + 1)
+    return (*found, (start, _LAST)) if start <= _LAST else tuple(found)
+
+
+class _Writer:
+    """Rules in Lark: lexemes in upper case, the others in lower case.
+
+    Args:
+        rules: what to write.
+        lexemes: rules that are lexemes wherever they are used.
+    """
+
+    def __init__(self, rules: Rules, lexemes: set[str]) -> None:
+        self._rules, self._lexemes = rules, lexemes
+        self._numbers = {name: number for number, name in enumerate(rules)}
+        self._written: dict[str, str] = {}
+
+    def write(self) -> str:
+        """The whole grammar; rules that nothing uses are left out."""
+        wanted = [("root", "root" in self._lexemes)]
+        for name, within in wanted:
+            label = self._name(name, within)
+            if label not in self._written:
+                body = self._rules[name]
+                self._written[label] = self._alternatives(body, within)
+                wanted += [(n, within or n in self._lexemes) for n in references(body)]
+        start = self._name("root", "root" in self._lexemes)
+        lines = [f"{label}: {body}" for label, body in self._written.items()]
+        return "\n".join([f"start: {start}", *lines]) + "\n"
+
+    def _name(self, name: str, within: bool) -> str:
+        return f"{'R' if within else 'r'}{self._numbers[name]}"
+
+    def _alternatives(self, alternatives: list[list[Item]], within: bool) -> str:
+        """The body of a rule; ``within``: of a lexeme."""
+        return " | ".join(
+            " ".join(self._item(item, within) for item in items) or '""' for items in alternatives
+        )
+
+    def _item(self, item: Item, within: bool) -> str:
+        if item.most == 0 or item.text == []:
+            return '""'
         if item.rule is not None:
-            yield item.rule
-        yield from _references(item.group)
+            text = self._name(item.rule, within or item.rule in self._lexemes)
+        elif item.text is not None:
+            text = self._text(item.text)
+        else:
+            text = item.token or f"({self._alternatives(item.group, within)})"
+        if (item.least, item.most) == (1, 1):
+            return text
+        return f"{text}{{{item.least},{'' if item.most is None else item.most}}}"
 
-
-def _lark(alternatives: list[list[_Item]], names: dict[str, str]) -> str:
-    return " | ".join(" ".join(_one(i, names) for i in items) or '""' for items in alternatives)
-
-
-def _one(item: _Item, names: dict[str, str]) -> str:
-    if item.most == 0 or item.text == []:
-        return '""'
-    text = names[item.rule] if item.rule else f"({_lark(item.group, names)})"
-    if item.text is not None:
-        text = item.text[0] if len(item.text) == 1 else f"({' '.join(item.text)})"
-    if (item.least, item.most) == (1, 1):
-        return text
-    return f"{text}{{{item.least},{'' if item.most is None else item.most}}}"
-
-
-def _refuse_left_recursion(rules: dict[str, list[list[_Item]]]) -> None:
-    empty: set[str] = set()
-
-    def may_be_empty(item: _Item) -> bool:
-        if item.least == 0 or item.rule in empty or item.text == []:
-            return True
-        return any(all(map(may_be_empty, sequence)) for sequence in item.group)
-
-    def leftmost(alternatives: list[list[_Item]]) -> Iterator[str]:
-        for sequence in alternatives:
-            for item in sequence:
-                if item.rule is not None:
-                    yield item.rule
-                yield from leftmost(item.group)
-                if not may_be_empty(item):
-                    break
-
-    size = -1
-    while size != len(empty):
-        size = len(empty)
-        empty |= {n for n, body in rules.items() if may_be_empty(_Item(group=body))}
-    first = {name: set(leftmost(body)) for name, body in rules.items()}
-    # Take away rules that begin with none that is left, until nothing changes: what stays leads
-    # into a cycle.
-    while done := [name for name, uses in first.items() if not uses & first.keys()]:
-        for name in done:
-            del first[name]
-    if first:
-        name, passed = next(iter(first)), set()
-        while name not in passed:
-            passed.add(name)
-            name = min(first[name] & first.keys())
-        raise GbnfError(f"rule {name!r} is left-recursive")
-
-
-def _is_recursive(rules: dict[str, list[list[_Item]]]) -> bool:
-    """Whether a rule uses itself, directly or by way of others."""
-    left = {name: set(_references(body)) for name, body in rules.items()}
-    while done := [name for name, uses in left.items() if not uses & left.keys()]:
-        for name in done:
-            del left[name]
-    return bool(left)
-
-
-def _has_tokens(rules: dict[str, list[list[_Item]]]) -> bool:
-    def within(alternatives: list[list[_Item]]) -> bool:
-        items = (item for sequence in alternatives for item in sequence)
-        return any(item.token or within(item.group) for item in items)
-
-    return any(map(within, rules.values()))
+    def _text(self, chars: list[Char]) -> str:
+        """One lexeme where lexemes have several characters, else one for each character."""
+        if len(chars) == 1:
+            return chars[0].lark
+        if self._lexemes:
+            return json.dumps("".join(json.loads(char.lark) for char in chars), ensure_ascii=False)
+        return f"({' '.join(char.lark for char in chars)})"
