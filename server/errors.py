@@ -122,7 +122,8 @@ def _path(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
 
 def _is_union_tag(part: str) -> bool:
     """Pydantic puts the tried member of a union into the path: ``str``, ``list[...]``, a class."""
-    return part in ("str", "int", "bool", "float") or "[" in part or part[:1].isupper()
+    simple = part.removeprefix("constrained-") in ("str", "int", "bool", "float")
+    return simple or "[" in part or part[:1].isupper()
 
 
 def install(app: Flask) -> None:

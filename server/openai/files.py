@@ -10,6 +10,7 @@ from flask import Blueprint, Response, current_app, jsonify, request
 from pydantic import BaseModel
 
 from oxillama_torch.errors import RequestError
+from oxillama_torch.server import strict_json
 from oxillama_torch.server.listing import as_list, list_query
 from oxillama_torch.server.pool import Services
 from oxillama_torch.server.schemas.batches import ExpiresAfter
@@ -132,12 +133,14 @@ def _receive(store: Store, max_bytes: int, kept: list[Blob]) -> _UploadForm:
 
 
 def _nested(fields: dict[str, str]) -> dict[str, Any]:
-    """``a[b]`` as forms write it becomes ``{"a": {"b": ...}}``."""
+    """``a[b]`` as forms write it becomes ``{"a": {"b": ...}}``; so does JSON."""
     found: dict[str, Any] = {name: value for name, value in fields.items() if "[" not in name}
     for name, value in fields.items():
         outer, bracket, inner = name.removesuffix("]").partition("[")
         if bracket and isinstance(group := found.setdefault(outer, {}), dict):
             group[inner] = value
+    if isinstance(after := found.get("expires_after"), str) and after.startswith("{"):
+        found["expires_after"] = strict_json.loads(after.encode())
     return found
 
 

@@ -26,6 +26,9 @@ from oxillama_torch.server.store.tables_assistants import MessageRow, ThreadRow
 
 __all__ = ["blueprint"]
 
+# Not /v1/threads/runs, which is a route of its own.
+_THREAD = "/v1/threads/<string(minlength=5):thread_id>"
+
 
 def blueprint(services: Services) -> Blueprint:
     """Routes of threads and messages."""
@@ -50,19 +53,19 @@ def _add_threads(routes: Blueprint) -> None:
         _store().write(write)
         return jsonify(thread)
 
-    @routes.get("/v1/threads/<thread_id>")
+    @routes.get(_THREAD)
     def get(thread_id: str) -> Response:
         with _store().read() as session:
             return jsonify(find_thread(session, thread_id).data)
 
-    @routes.post("/v1/threads/<thread_id>")
+    @routes.post(_THREAD)
     def modify(thread_id: str) -> Response:
         body = parsed(MetadataBody)
         return jsonify(
             _store().write(lambda session: change_metadata(find_thread(session, thread_id), body))
         )
 
-    @routes.delete("/v1/threads/<thread_id>")
+    @routes.delete(_THREAD)
     def delete(thread_id: str) -> Response:
         _store().write(lambda session: delete_thread(session, thread_id))
         return jsonify({"id": thread_id, "object": "thread.deleted", "deleted": True})

@@ -17,7 +17,7 @@ from oxillama_torch.server.openapi.reading import Reading, read_view, summary_of
 __all__ = ["openapi_document"]
 
 _REF = "#/components/schemas/{model}"
-_PLACEHOLDER = re.compile(r"<(?:(\w+):)?(\w+)>")
+_PLACEHOLDER = re.compile(r"<(?:(\w+)(?:\([^)]*\))?:)?(\w+)>")
 _ERROR = {
     "type": "object",
     "required": ["error"],

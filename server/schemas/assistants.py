@@ -27,19 +27,19 @@ Temperature = Annotated[Finite, Field(ge=0, le=2)]
 TopP = Annotated[Finite, Field(ge=0, le=1)]
 Tools = Annotated[list[dict[str, Any]], Field(max_length=128)]
 ResponseFormat = Literal["auto"] | dict[str, Any]
+Text = Annotated[str, StringConstraints(min_length=1)]
+
+_EMPTY = {"maxProperties": 0, "maxItems": 0}
 
 
 class _Resources(StrictModel):
-    """``tool_resources`` and ``attachments`` are for hosted tools, which are not here."""
+    """``tool_resources`` are for hosted tools, which are not here."""
 
-    tool_resources: dict[str, Any] | None = None
-    attachments: list[Any] | None = None
+    tool_resources: Annotated[dict[str, Any], Field(json_schema_extra=_EMPTY)] | None = None
 
     def model_post_init(self, _context: Any) -> None:
         if any((self.tool_resources or {}).values()):
             raise _unsupported("tool_resources")
-        if self.attachments:
-            raise _unsupported("attachments")
 
 
 def _unsupported(name: str) -> RequestError:
@@ -51,7 +51,7 @@ def _unsupported(name: str) -> RequestError:
 class AssistantChanges(_Resources):
     """What may be changed about an assistant; fields that are not given stay."""
 
-    model: str | None = None
+    model: str = ""
     name: Annotated[str, StringConstraints(max_length=256)] | None = None
     description: Annotated[str, StringConstraints(max_length=512)] | None = None
     instructions: Instructions | None = None
@@ -66,10 +66,8 @@ class AssistantChanges(_Resources):
         """The assistant's fields that the body has."""
         if self.tools:
             tools_from(self.tools)
-        fields = self.model_dump(exclude={"attachments", *self.model_extra})
+        fields = self.model_dump(exclude=set(self.model_extra))
         given = {name: fields[name] for name in fields if name in self.model_fields_set}
-        if "model" in given and given["model"] is None:
-            raise RequestError("'model' must be a string.", code="invalid_type", param="model")
         for name, empty in (("tools", []), ("metadata", {}), ("tool_resources", {})):
             if name in given:
                 given[name] = given[name] or empty
@@ -99,20 +97,24 @@ class AssistantBody(AssistantChanges):
 
 class TextPart(StrictModel):
     type: Literal["text"]
-    text: str
+    text: Text
 
 
-class MessageBody(_Resources):
+class MessageBody(StrictModel):
+    """``attachments`` are for hosted tools."""
+
     role: Literal["user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: Text | Annotated[list[TextPart], Field(min_length=1)]
     metadata: Metadata | None = None
+    attachments: Annotated[list[Any], Field(json_schema_extra=_EMPTY)] | None = None
+
+    def model_post_init(self, _context: Any) -> None:
+        if self.attachments:
+            raise _unsupported("attachments")
 
     def texts(self) -> list[str]:
-        """The texts of the message, of which one at least says something."""
-        texts = [self.content] if isinstance(self.content, str) else [p.text for p in self.content]
-        if not any(texts):
-            raise RequestError("'content' must not be empty.", param="content")
-        return texts
+        """The texts of the message."""
+        return [self.content] if isinstance(self.content, str) else [p.text for p in self.content]
 
 
 class MetadataBody(_Resources):

@@ -69,6 +69,13 @@ def test_a_file_comes_back_as_it_went(client, app):
     assert blobs(app) == []
 
 
+def test_a_field_may_be_json(client):
+    after = '{"anchor": "created_at", "seconds": 3600}'
+    made = upload(client, expires_after=after).get_json()
+    assert made["expires_at"] == made["created_at"] + 3600
+    assert upload(client, expires_after="{").status_code == 400
+
+
 def test_the_sdks_client(sdk):
     after = {"anchor": "created_at", "seconds": 3600}
     made = sdk.files.create(file=b"hello", purpose="user_data", expires_after=after)
