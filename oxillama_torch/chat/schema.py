@@ -31,26 +31,25 @@ def check_strict(schema: Mapping[str, Any], param: str) -> None:
     Raises:
         RequestError: names the object or the keyword.
     """
-    try:
-        for where, part in _parts(schema, param):
-            if "properties" not in part and part.get("type") != "object":
-                continue
-            if part.get("additionalProperties") is not False:
-                raise RequestError(
-                    "a strict schema needs 'additionalProperties': false in every object",
-                    param=where,
-                    code="invalid_schema",
-                )
-            missing = [key for key in part.get("properties", {}) if key not in _required(part)]
-            if missing:
-                raise RequestError(
-                    f"in a strict schema every property is required; {missing[0]!r} is not",
-                    param=where,
-                    code="invalid_schema",
-                )
-    except RecursionError:
-        raise RequestError("the schema is nested too deeply", param=param) from None
-    check_enforceable(schema, param)
+    check_enforceable(schema, param)  # from here on it has the form of a schema
+    for where, part in _parts(schema, param):
+        if "properties" not in part and part.get("type") != "object":
+            continue
+        if part.get("additionalProperties") is not False:
+            raise RequestError(
+                "a strict schema needs 'additionalProperties': false in every object",
+                param=where,
+                code="invalid_schema",
+            )
+        required = part.get("required")
+        required = required if isinstance(required, list) else []
+        missing = [key for key in part.get("properties", {}) if key not in required]
+        if missing:
+            raise RequestError(
+                f"in a strict schema every property is required; {missing[0]!r} is not",
+                param=where,
+                code="invalid_schema",
+            )
 
 
 def check_enforceable(schema: Mapping[str, Any], param: str) -> None:
@@ -69,11 +68,6 @@ def is_enforceable(schema: Mapping[str, Any]) -> bool:
     except RequestError:
         return False
     return True
-
-
-def _required(part: Mapping[str, Any]) -> list[Any]:
-    required = part.get("required")
-    return required if isinstance(required, list) else []
 
 
 def _parts(schema: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -77,6 +77,12 @@ def test_a_plain_turn_is_left_alone(ready, tokenizer):
     assert prompt.reply_format.thinking is None
 
 
+def test_messages_without_tools_are_those_of_the_caller(ready, tokenizer):
+    history = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
+    text = tokenizer.decode(ready(PLAIN, messages=history).ids)
+    assert text == "[user] a\n[user] b\n[assistant]"
+
+
 def test_a_template_without_tools_gets_them_in_words(ready, tokenizer):
     history = [
         {"role": "user", "content": "Time?"},

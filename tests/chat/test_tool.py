@@ -58,6 +58,24 @@ def test_strict_needs_closed_objects_with_all_properties_required():
 
 
 @pytest.mark.parametrize(
+    "parameters",
+    [
+        {"properties": {"a": {"anyOf": 5, "$defs": 7}}, "$defs": []},
+        {"properties": {"a": 5}},
+        {"properties": {"a": {"properties": 5}}},
+        {"properties": {"a": {}}, "required": [["a"]]},
+        {"properties": {"a": {}}, "required": 5},
+    ],
+)
+def test_strict_schemas_that_are_none(parameters):
+    function = {"name": "f", "strict": True, "parameters": parameters}
+    parameters["additionalProperties"] = False
+    with pytest.raises(RequestError) as caught:
+        tools_from([{"type": "function", "function": function}])
+    assert caught.value.param.startswith("tools[0].function.parameters")
+
+
+@pytest.mark.parametrize(
     ("value", "mode", "names"),
     [
         (None, "auto", None),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from oxillama_torch.chat.families.base import Family, Message
@@ -37,6 +37,8 @@ class Generic(Family):
         self, messages: Sequence[Message], tools: Sequence[Tool]
     ) -> tuple[list[Message], list[dict[str, Any]] | None]:
         """Tools, calls and results become text of the roles that every template has."""
+        if not tools and not any(m.get("tool_calls") or m["role"] == "tool" for m in messages):
+            return list(messages), None
         plain: list[Message] = []
         names: dict[str, str] = {}
         for message in messages:
@@ -107,12 +109,12 @@ def _names(message: Message) -> dict[str, str]:
 
 
 def _in_plain_words(message: Message, names: dict[str, str]) -> Message:
-    content = message.get("content") or ""
+    content = _text(message)
     if message["role"] == "tool":
         name = names.get(str(message.get("tool_call_id")), "the function")
         return {"role": "user", "content": f"The result of {name}:\n{content}"}
     if not message.get("tool_calls"):
-        return dict(message)
+        return {**message, "content": content}
     lines = [content] if content else []
     for call in message["tool_calls"]:
         arguments = call["function"]["arguments"]
@@ -121,6 +123,14 @@ def _in_plain_words(message: Message, names: dict[str, str]) -> Message:
         lines.append(f'{{"name": {name}, "parameters": {arguments or "{}"}}}')
     kept = {key: value for key, value in message.items() if key != "tool_calls"}
     return {**kept, "content": "\n".join(lines)}
+
+
+def _text(message: Message) -> str:
+    """A message's content as one text."""
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "\n".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))
 
 
 def _explain(messages: list[Message], tools: Sequence[Tool]) -> None:
