@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ def test_formats_load_one_by_one_and_without_triton() -> None:
     """A process in which Triton cannot be imported, as where it is not installed."""
     code = """
 import sys
+from dataclasses import replace
 sys.modules["triton"] = None
 from oxillama_torch.kernels import formats
 assert formats.get("q6_k").decode_tile is None
@@ -101,6 +103,20 @@ def test_tile_args_fill_up_with_the_first_plane() -> None:
     assert p2 is p3 is p0
     assert strides == [64, 8, 64, 64]
     assert len(strides) == MAX_PLANES
+
+
+@pytest.mark.parametrize("name", ["IQ2_XXS", "IQ4_NL"])
+def test_tile_args_end_with_the_codebook(name: str) -> None:
+    weight, _ = packed(name, 2, 512)
+    *planes, table = weight.tile_args()[:MAX_PLANES]
+    assert planes[: len(weight.planes)] == list(weight.planes.values())
+    assert table is weight.format.table(weight.device)
+    assert table is weight.rows(1, 2).tile_args()[MAX_PLANES - 1], "a copy for each call"
+
+
+def test_a_codebook_takes_the_place_of_a_plane() -> None:
+    with pytest.raises(AssertionError, match="more than 3 planes"):
+        replace(formats.get("Q5_K"), table=lambda device: torch.zeros(1))
 
 
 @pytest.mark.parametrize(
