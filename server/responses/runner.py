@@ -85,9 +85,12 @@ class ResponseJob:
     def step(self, note: Callable[[], None]) -> None:
         """Take what has come (the runner's thread only); ``note`` has it called again."""
         with self.lock:
+            # The engine's own end may come after a stop string's.
+            if self.done.is_set():
+                return
             if self._saved is None:
                 self._produce(note)
-            elif self._saved.done() and not self.done.is_set():
+            elif self._saved.done():
                 self._conclude(self._saved.exception())
         if self.log is not None:
             self.log.wake()

@@ -10,13 +10,13 @@ import threading
 import time
 
 import pytest
+from scripted_engine import ScriptedEngine
 
 from oxillama_torch.config import ServerConfig
 from oxillama_torch.engine.request import (
     ErrorEvent,
     FinishEvent,
     PromptEvent,
-    RequestHandle,
     TokenEvent,
 )
 from oxillama_torch.errors import EngineError
@@ -26,20 +26,6 @@ from oxillama_torch.server.openai.chat import ChatForm
 from oxillama_torch.server.output import Generation
 from oxillama_torch.server.output_thread import OutputThread
 from oxillama_torch.server.service import Service
-
-
-class ScriptedEngine:
-    alive = True
-    max_context = 1000
-
-    def __init__(self):
-        self.sinks = {}
-        self.cancelled = []
-
-    def submit(self, request, sink=None):
-        handle = RequestHandle(request, self.cancelled.append, sink)
-        self.sinks[request.request_id] = lambda event: sink(request.request_id, event)
-        return handle
 
 
 class Client:

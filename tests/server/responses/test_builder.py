@@ -7,6 +7,7 @@ import pytest
 from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
+from response_skeleton import skeleton
 
 from oxillama_torch.errors import CapacityError, EngineError, RequestError
 from oxillama_torch.sampling.params import TokenLogprobs
@@ -41,15 +42,6 @@ class Words:
 
     def token_bytes(self, token_id):
         return str(token_id).encode()
-
-
-def skeleton(**fields):
-    return {
-        "id": "resp_1", "object": "response", "created_at": 1, "status": "in_progress",
-        "model": "m", "output": [], "parallel_tool_calls": True, "tool_choice": "auto",
-        "tools": [], "usage": None, "error": None, "incomplete_details": None,
-        "completed_at": None, **fields,
-    }  # fmt: skip
 
 
 def run(outputs, end="finish", logprobs=False, **fields):
