@@ -146,7 +146,9 @@ class ConstraintCompiler:
     def __init__(self, vocabulary: Vocabulary, limits: ConstraintLimits | None = None) -> None:
         self._vocabulary, self._limits = vocabulary, limits or ConstraintLimits()
         self._lock = threading.Lock()
-        self._tokens: Tokens | None = None
+        # Now, while a model is being loaded: it takes the interpreter's lock, a large vocabulary
+        # for a third of a second.
+        self._tokens = _tokens(vocabulary)
         self._pool: WorkerPool | None = None
         self._compiled: OrderedDict[Constraint, tuple[LLMatcher, int]] = OrderedDict()
         self._kept_bytes = 0
@@ -163,18 +165,17 @@ class ConstraintCompiler:
             CapacityError: all workers stayed busy.
         """
         with self._lock:
-            if self._tokens is None or self._pool is None:
-                self._tokens = _tokens(self._vocabulary)
+            if self._pool is None:
                 self._pool = _pool(self._vocabulary, self._tokens, self._limits)
-            tokens, pool = self._tokens, self._pool
+            pool = self._pool
             compiled = self._find(constraint)
         if compiled is None:
             grammar = _try_out(constraint, pool)
-            compiled = LLMatcher(tokens.tokenizer, grammar, log_level=0, limits=LIMITS)
+            compiled = LLMatcher(self._tokens.tokenizer, grammar, log_level=0, limits=LIMITS)
             check_compiled(compiled, constraint)
             with self._lock:
                 self._keep(constraint, compiled, _ENTRY_BYTES + _GROWTH * len(grammar))
-        return Matcher(compiled.deep_copy(), tokens, constraint.param, goes_on=goes_on)
+        return Matcher(compiled.deep_copy(), self._tokens, constraint.param, goes_on=goes_on)
 
     def close(self) -> None:
         """End the worker processes; idempotent, also done when this is collected."""
