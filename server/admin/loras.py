@@ -39,7 +39,7 @@ def blueprint(services: Services) -> Blueprint:
         if any(body.name == model["id"] for model in services.describe()):
             raise RequestError("an adapter cannot have a model's name", param="name")
         path = inside(service.config.adapter_root, body.path, "adapter")
-        with reading("adapter"):
+        with reading(path, body.path, "adapter"):
             loaded = service.engine.adapters.load(body.name, path, pinned=body.pinned)
         return jsonify(_describe(service, loaded.facts(body.pinned))), 201
 

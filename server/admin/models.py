@@ -35,7 +35,7 @@ def blueprint(services: Services) -> Blueprint:
         body.check()
         path = inside(services.config.model_root, body.path, "model")
         try:
-            with reading("model"):
+            with reading(path, body.path, "model"):
                 return jsonify(services.load(body.id, path)), 202
         except CapacityError as error:
             raise RequestError(

@@ -32,12 +32,24 @@ def inside(root: Path | None, path: str, what: str) -> Path:
 
 
 @contextlib.contextmanager
-def reading(what: str) -> Iterator[None]:
-    """Turn the errors of a file that cannot be read into the caller's."""
+def reading(path: Path, given: str, what: str) -> Iterator[None]:
+    """Turn the errors of a file that cannot be read into the caller's.
+
+    Args:
+        path: the file; given: how the caller named it, and is told of it.
+
+    Raises:
+        RequestError: 404 where there is no such file, else 400.
+    """
+    if not path.exists():
+        raise RequestError(
+            f"there is no {what} {given!r}", status=404, code="file_not_found", param="path"
+        )
     try:
         yield
     except (GGUFError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
+        reason = str(reason).replace(str(path), given)
         raise RequestError(f"cannot read the {what}: {reason}", param="path") from error
 
 

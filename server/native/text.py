@@ -145,7 +145,9 @@ class _EmbeddingForm:
             return rows
         wide = rows.astype(np.float64)
         order = np.inf if self._order == 0 else self._order
-        length = np.linalg.norm(wide, ord=order, axis=-1, keepdims=True)
+        # Divided first: powers of a high order would overflow.
+        largest = np.maximum(np.abs(wide).max(-1, keepdims=True), np.finfo(np.float32).tiny)
+        length = largest * np.linalg.norm(wide / largest, ord=order, axis=-1, keepdims=True)
         if self._order == 0:
             length = length / 32760
         return (wide / np.maximum(length, np.finfo(np.float32).tiny)).astype(np.float32)

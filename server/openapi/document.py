@@ -127,7 +127,7 @@ def _query_parameters(reading: Reading, schemas: dict[str, Any]) -> Iterator[dic
 
 def _request_body(reading: Reading, schemas: dict[str, Any]) -> dict[str, Any] | None:
     if reading.form is not None:
-        schema = _schema_of(reading.form, schemas, inline=True)
+        schema = _flattened(_schema_of(reading.form, schemas, inline=True), schemas)
         schema["properties"]["file"] = {"type": "string", "format": "binary"}
         schema.setdefault("required", []).append("file")
         return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
@@ -136,6 +136,19 @@ def _request_body(reading: Reading, schemas: dict[str, Any]) -> dict[str, Any] |
     schema = _schema_of(reading.bodies[0], schemas)
     content = {"application/json": {"schema": schema}}
     return {"required": not reading.optional_body, "content": content}
+
+
+def _flattened(schema: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a form: an object inside is written ``outer[inner]``."""
+    properties: dict[str, Any] = {}
+    for name, field in schema["properties"].items():
+        member = next((m for m in field.get("anyOf", [field]) if "$ref" in m), None)
+        if member is None:
+            properties[name] = field
+        else:
+            inner = schemas[member["$ref"].rsplit("/", 1)[-1]]
+            properties |= {f"{name}[{key}]": f for key, f in inner["properties"].items()}
+    return {**schema, "properties": properties}
 
 
 def _responses(reading: Reading, native: bool) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AliasChoices, Field
 
@@ -16,7 +16,9 @@ __all__ = ["ApplyTemplateBody", "DetokenizeBody", "NativeEmbeddingBody", "Tokeni
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+T = TypeVar("T")
+Several = Annotated[list[T], Field(min_length=1)]
+TokenIds = Several[TokenId]
 
 
 class TokenizeBody(StrictModel):
@@ -28,7 +30,7 @@ class TokenizeBody(StrictModel):
     parse_special: bool = True
     with_pieces: bool = False
     prompt: str | None = None
-    messages: list[Message] | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
 
@@ -51,7 +53,7 @@ class NativeEmbeddingBody(StrictModel):
 
     model: str | None = None
     content: Annotated[
-        NonEmpty | Annotated[list[NonEmpty] | TokenIds | list[TokenIds], Field(min_length=1)],
+        NonEmpty | Several[NonEmpty] | TokenIds | Several[TokenIds],
         Field(validation_alias=AliasChoices("content", "input")),
     ]
     embd_normalize: Annotated[int, Field(ge=-1, le=1000)] = 2
