@@ -1,16 +1,18 @@
 """Launcher of rotary embedding and KV store: rotate q and k, write k and v into their pages.
 
 Shapes: T tokens, Hq query heads, Hkv key/value heads, D key head dim, Dv value head dim, P pages
-of S slots each. A slot is page * S + offset.
+of S slots each, A axes of positions. A slot is page * S + offset.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
 from oxillama_torch.kernels import registry
 
-__all__ = ["STYLES", "rope_store_kv"]
+__all__ = ["STYLES", "rope_store_kv", "section_axes"]
 
 STYLES = ("norm", "neox")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -37,6 +39,7 @@ def rope_store_kv(
     q_norm: torch.Tensor | None = None,
     k_norm: torch.Tensor | None = None,
     norm_eps: float = 1e-6,
+    axes: torch.Tensor | None = None,
     numerics: str = "invariant",
 ) -> torch.Tensor:
     """Rotate pairs (a, b) by ``angle = position * inv_freq``: ``(a cos - b sin, b cos + a sin)``.
@@ -48,7 +51,7 @@ def rope_store_kv(
         q: float32, bfloat16 or float16 [T, Hq, D].
         k, v: [T, Hkv, D] and [T, Hkv, Dv] in q's dtype. Heads of q, k and v must be contiguous;
             tokens may be strided (slices of one fused projection).
-        positions: int64 [T], absolute.
+        positions: int64 [T], absolute; [A, T] with ``axes``.
         inv_freq: float32 [rope_dim / 2], radians per position.
         mscale: yarn's attention factor, 1.0 otherwise.
         style: ``"norm"`` pairs (2i, 2i+1), ``"neox"`` pairs (i, i + rope_dim / 2).
@@ -56,6 +59,8 @@ def rope_store_kv(
         slot_mapping: int64 [T]; -1: do not store this token.
         q_norm, k_norm: float32 [D]: RMSNorm of each head before the rotation (qk-norm).
         norm_eps: of that norm.
+        axes: int64 [rope_dim / 2], below A: which of a token's positions turns each pair, see
+            ``section_axes`` (multimodal rope); None: tokens have one position.
         numerics: ``"invariant"`` or ``"fast"``.
 
     Returns:
@@ -64,12 +69,13 @@ def rope_store_kv(
     Raises:
         ValueError: an operand does not fit, or the style is unknown; says got and wanted.
 
-    Source: Su et al., RoFormer, arXiv 2104.09864; mscale: Peng et al., YaRN, arXiv 2309.00071.
+    Source: Su et al., RoFormer, arXiv 2104.09864; mscale: Peng et al., YaRN, arXiv 2309.00071;
+    axes: Wang et al., Qwen2-VL, arXiv 2409.12191.
     """
     if style not in STYLES:
         raise ValueError(f"style: got {style!r}, wanted one of {', '.join(STYLES)}")
     _check_heads(q, k, v)
-    _check_tokens(q, positions, slot_mapping)
+    _check_tokens(q, positions, slot_mapping, inv_freq, axes)
     _check_pages(k, v, k_pages, v_pages)
     _check_tables(q, inv_freq, q_norm, k_norm)
     if q.shape[0] == 0:
@@ -89,7 +95,34 @@ def rope_store_kv(
         q_norm=q_norm,
         k_norm=k_norm,
         norm_eps=norm_eps,
+        axes=axes,
     )
+
+
+def section_axes(sections: Sequence[int], *, interleaved: bool = False) -> torch.Tensor:
+    """Which position turns each pair of dimensions, for ``rope_store_kv``: int64 [sum(sections)].
+
+    Args:
+        sections: pairs of each axis, ``<arch>.rope.dimension_sections``: time, height and width.
+        interleaved: axes take turns until theirs are used up, and what is left is the first one's
+            (Qwen3-VL); else one section follows the other (Qwen2-VL).
+
+    Raises:
+        ValueError: a section is negative, or interleaved ones do not fit.
+    """
+    if any(count < 0 for count in sections):
+        raise ValueError(f"sections: got {list(sections)}, wanted none below 0")
+    total = sum(sections)
+    if not interleaved:
+        counts = torch.tensor(list(sections), dtype=torch.int64)
+        return torch.arange(len(sections)).repeat_interleave(counts)
+    axes = torch.zeros(total, dtype=torch.int64)
+    turns = len(sections)
+    for axis, count in enumerate(sections[1:], start=1):
+        if count and (count - 1) * turns + axis >= total:
+            raise ValueError(f"sections: got {list(sections)}, which cannot take turns")
+        axes[axis : count * turns : turns] = axis
+    return axes
 
 
 def _check_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
@@ -108,9 +141,21 @@ def _check_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         raise ValueError(f"v: got {tuple(v.shape)}, wanted ({tokens}, {k.shape[1]}, DV)")
 
 
-def _check_tokens(q: torch.Tensor, positions: torch.Tensor, slot_mapping: torch.Tensor) -> None:
-    for name, x in (("positions", positions), ("slot_mapping", slot_mapping)):
-        _check_table(name, x, torch.int64, (q.shape[0],), q.device)
+def _check_tokens(
+    q: torch.Tensor,
+    positions: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    inv_freq: torch.Tensor,
+    axes: torch.Tensor | None,
+) -> None:
+    tokens = (q.shape[0],)
+    _check_table("slot_mapping", slot_mapping, torch.int64, tokens, q.device)
+    if axes is not None:
+        _check_table("axes", axes, torch.int64, inv_freq.shape, q.device)
+        if positions.ndim != 2:
+            raise ValueError(f"positions: got {tuple(positions.shape)}, wanted (A, {q.shape[0]})")
+        tokens = (positions.shape[0], *tokens)
+    _check_table("positions", positions, torch.int64, tokens, q.device)
 
 
 def _check_pages(

@@ -59,12 +59,14 @@ def rope_store_kv(
     q_norm: torch.Tensor | None = None,
     k_norm: torch.Tensor | None = None,
     norm_eps: float = 1e-6,
+    axes: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Rotate q and k, store k and v; a token's bits depend on that token alone.
 
     Args and errors: as ``op.rope_store_kv``, which checks them.
     """
-    angles = positions.float()[:, None, None] * inv_freq
+    turned_by = positions[:, None] if axes is None else positions[axes].T  # [T, 1 or R]
+    angles = turned_by.float()[:, None] * inv_freq
     cos, sin = torch.cos(angles) * mscale, torch.sin(angles) * mscale
     q_wide = _norm_heads(q.float(), q_norm, norm_eps)
     k_wide = _norm_heads(k.float(), k_norm, norm_eps)

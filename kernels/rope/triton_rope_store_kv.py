@@ -4,8 +4,8 @@ A program serves one head of one token: a query head is rotated into the output,
 page, and takes the value head of the same number along.
 
 Shapes: T tokens, HQ query heads, HKV key/value heads, D key head dim, DV value head dim, PAIRS
-rotated pairs of a head. q [T, HQ, D], k [T, HKV, D], v [T, HKV, DV] with token strides, pages
-[P * S, HKV, D or DV], out [T, HQ, D].
+rotated pairs of a head, A axes. q [T, HQ, D], k [T, HKV, D], v [T, HKV, DV] with token strides,
+pages [P * S, HKV, D or DV], out [T, HQ, D], positions [T], or [A, T] with axes [PAIRS].
 """
 
 from __future__ import annotations
@@ -61,16 +61,21 @@ def _rotate_head(
 
 @triton.jit
 def rope_store_kv_kernel(
-    q, k, v, positions, inv_freq, q_norm, k_norm, k_pages, v_pages, slot_mapping, out,
-    q_stride, k_stride, v_stride, mscale, eps,
+    q, k, v, positions, axes, inv_freq, q_norm, k_norm, k_pages, v_pages, slot_mapping, out,
+    q_stride, k_stride, v_stride, axis_stride, mscale, eps,
     HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, PAIRS: tl.constexpr,
-    NEOX: tl.constexpr, NORM_Q: tl.constexpr, NORM_K: tl.constexpr,
+    NEOX: tl.constexpr, NORM_Q: tl.constexpr, NORM_K: tl.constexpr, HAS_AXES: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """Program (token, head): query heads first, key and value heads after them."""
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
-    position = tl.load(positions + token).to(tl.float32)
+    if HAS_AXES:
+        i = tl.arange(0, BLOCK_P)
+        axis = tl.load(axes + i, mask=i < PAIRS, other=0)
+        position = tl.load(positions + axis * axis_stride + token).to(tl.float32)
+    else:
+        position = tl.load(positions + token).to(tl.float32)
     if head < HQ:
         _rotate_head(
             q + token * q_stride + head * D, out + (token * HQ + head) * D, q_norm, inv_freq,
@@ -107,6 +112,7 @@ def rope_store_kv(
     q_norm: torch.Tensor | None = None,
     k_norm: torch.Tensor | None = None,
     norm_eps: float = 1e-6,
+    axes: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Triton backend of :func:`oxillama_torch.kernels.rope.op.rope_store_kv`."""
     tokens, heads, dim = q.shape
@@ -115,12 +121,12 @@ def rope_store_kv(
     out = q.new_empty(tokens, heads, dim)
     with launch_device(q):
         rope_store_kv_kernel[(tokens, heads + kv_heads)](
-            q, k, v, positions, inv_freq,
+            q, k, v, positions, positions if axes is None else axes, inv_freq,
             inv_freq if q_norm is None else q_norm, inv_freq if k_norm is None else k_norm,
             k_pages, v_pages, slot_mapping, out,
-            q.stride(0), k.stride(0), v.stride(0), mscale, norm_eps,
+            q.stride(0), k.stride(0), v.stride(0), 0 if axes is None else tokens, mscale, norm_eps,
             HQ=heads, HKV=kv_heads, D=dim, DV=value_dim, PAIRS=pairs, NEOX=style == "neox",
-            NORM_Q=q_norm is not None, NORM_K=k_norm is not None,
+            NORM_Q=q_norm is not None, NORM_K=k_norm is not None, HAS_AXES=axes is not None,
             BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(value_dim),
             BLOCK_P=triton.next_power_of_2(max(1, pairs)), num_warps=1,
         )  # fmt: skip
@@ -130,25 +136,28 @@ def rope_store_kv(
 def variants() -> list[Variant]:
     """The compiled forms, for counting without a GPU what they take."""
     tensors = dict.fromkeys(("q", "k", "v", "k_pages", "v_pages", "out"), "*bf16")
-    tensors |= dict.fromkeys(("positions", "slot_mapping"), "*i64")
+    tensors |= dict.fromkeys(("positions", "axes", "slot_mapping"), "*i64")
     tensors |= dict.fromkeys(("inv_freq", "q_norm", "k_norm"), "*fp32")
-    strides = dict.fromkeys(("q_stride", "k_stride", "v_stride"), "i32")
+    strides = dict.fromkeys(("q_stride", "k_stride", "v_stride", "axis_stride"), "i32")
     floats = dict.fromkeys(("mscale", "eps"), "fp32")
     return [
         Variant(
-            f"rope-{'neox' if neox else 'norm'}-{dim}-{pairs}{'-qknorm' if norm else ''}",
+            f"rope-{'neox' if neox else 'norm'}-{dim}-{pairs}"
+            f"{'-qknorm' if norm else ''}{'-axes' if axes else ''}",
             rope_store_kv_kernel,
             tensors | strides | floats,
             {"HQ": 32, "HKV": 8, "D": dim, "DV": dim, "PAIRS": pairs, "NEOX": neox}
-            | {"NORM_Q": norm, "NORM_K": norm, "BLOCK_D": dim, "BLOCK_DV": dim}
+            | {"NORM_Q": norm, "NORM_K": norm, "HAS_AXES": axes}
+            | {"BLOCK_D": dim, "BLOCK_DV": dim}
             | {"BLOCK_P": triton.next_power_of_2(pairs)},
             (*tensors, *strides),
             num_warps=1,
         )
-        for neox, dim, pairs, norm in (
-            (False, 128, 64, False),
-            (True, 64, 32, False),
-            (True, 128, 64, True),
-            (True, 128, 48, True),
+        for neox, dim, pairs, norm, axes in (
+            (False, 128, 64, False, False),
+            (True, 64, 32, False, False),
+            (True, 128, 64, True, False),
+            (True, 128, 48, True, False),
+            (True, 128, 64, True, True),
         )
     ]
