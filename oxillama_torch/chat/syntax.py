@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from oxillama_torch.chat.families.base import Family
 from oxillama_torch.chat.families.command_r import CommandR
 from oxillama_torch.chat.families.deepseek import DeepSeek
+from oxillama_torch.chat.families.gemma import Gemma
 from oxillama_torch.chat.families.generic import Generic
 from oxillama_torch.chat.families.glm import Glm
 from oxillama_torch.chat.families.harmony import Harmony
@@ -28,6 +29,7 @@ __all__ = ["Syntax", "family_of", "syntax_of"]
 # In this order: a later family's marks may be part of an earlier one's.
 _FAMILIES: tuple[type[Family], ...] = (
     Harmony,
+    Gemma,
     Kimi,
     DeepSeek,
     Mistral,
@@ -45,6 +47,7 @@ _THINKING = (
     ("[THINK]", "[/THINK]"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<seed:think>", "</seed:think>"),
+    ("<|channel>", "<channel|>"),
 )
 
 _known: weakref.WeakKeyDictionary[ChatTemplate, Syntax] = weakref.WeakKeyDictionary()

@@ -213,3 +213,19 @@ def test_reasoning_and_white_space(step):
     assert (outcome.thought, outcome.text) == ("Never ending", "")
     outcome = read(maker, " \n Plain. \n", vocabulary, thinking=closed, step=step)
     assert outcome.text == " \n Plain. \n"
+
+
+@pytest.mark.parametrize("step", [None, 1, 2])
+def test_gemmas_notation(step):
+    vocabulary = vocabulary_of("gemma", more=("<|channel>", "<channel|>"))
+    maker = family("gemma", vocabulary)
+    thinking = thinking_of(maker, "<|channel>", "<channel|>", opened=False)
+    reply = (
+        '<|channel>thought\nHm "x".<channel|><|tool_call>call:get_weather{city:<|"|>A "b"\nc<|"|>,'
+        'more:{list:[<|"|>x<|"|>,1.5,true,{}],none:null,empty:[]}}<tool_call|>'
+    )
+    outcome = read(maker, reply, vocabulary, thinking=thinking, step=step)
+    assert outcome.thought == 'Hm "x".'
+    more = {"list": ["x", 1.5, True, {}], "none": None, "empty": []}
+    assert parsed(outcome.calls) == [("get_weather", {"city": 'A "b"\nc', "more": more})]
+    assert outcome.text == ""

@@ -112,6 +112,13 @@ FAMILIES = {
         '{"name": "get-time", "arguments": {}}\n</tool_calls>',
         CALLS,
     ),
+    "gemma": (
+        '<|tool_call> <|"|>',
+        ("<|tool_call>", "<tool_call|>", '<|"|>'),
+        '<|tool_call>call:get_weather{city:<|"|>Oslo<|"|>,days:2}<tool_call|>'
+        "<|tool_call>call:get-time{}<tool_call|>",
+        CALLS,
+    ),
     "phi": (
         "message['tools'] <|tool|>",
         ("<|tool_call|>", "<|/tool_call|>"),
