@@ -1,11 +1,15 @@
 """Keys, web tokens, limits and origins. Oracles: PyJWT as issuer, OpenAI's shapes, a set clock."""
 
+import base64
 import datetime
 import hashlib
+import hmac
+import importlib
 import os
 import threading
 
 import jwt
+import openai
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -15,6 +19,9 @@ from oxillama_torch.server.keys import KeyRing
 from oxillama_torch.server.limits import Allowance, Limiter, Limits, RateLimited
 
 SECRET = "s" * 64
+
+# The SDK has changed its HTTP library with its third version.
+httpx = importlib.import_module("httpx2" if openai.__version__ >= "3" else "httpx")
 
 
 class Clock:
@@ -165,9 +172,6 @@ def test_public_keys_are_never_secrets(tmp_path, make_app):
     token = issue(private, "RS256")
     assert client.get("/v1/models", headers=bearer(token)).status_code == 200
     # The classic attack: the public key's bytes as the secret of an HMAC.
-    import base64
-    import hmac
-
     parts = [b'{"alg":"HS256","typ":"JWT"}', b'{"exp":99999999999,"scope":"chat:read"}']
     signed = b".".join(base64.urlsafe_b64encode(p).rstrip(b"=") for p in parts)
     for secret in (pem, pem.strip()):
@@ -317,3 +321,34 @@ def test_a_page_in_a_browser_is_no_administrator(client, headers, status):
     assert client.post("/admin/drain", headers=headers).status_code == status
     remote = {"REMOTE_ADDR": "192.0.2.1"}
     assert client.post("/admin/drain", headers=headers, environ_base=remote).status_code == 403
+
+
+# What the SDK makes of it
+
+
+def test_the_sdk_raises_its_own_classes(make_app, tmp_path, secret_file):
+    keys = tmp_path / "keys"
+    keys.write_text("good\nslow requests=1\n")
+    app = make_app(api_key_file=keys, jwt_key=secret_file)
+
+    def client(key):
+        transport = httpx.WSGITransport(app=app)
+        http = openai.DefaultHttpxClient(transport=transport)
+        return openai.OpenAI(base_url="http://x/v1", api_key=key, max_retries=0, http_client=http)
+
+    with client("good") as sdk:
+        assert sdk.models.list().data
+        with pytest.raises(openai.NotFoundError) as error:
+            sdk.models.retrieve("nope")
+        assert error.value.code == "model_not_found"
+    with client("bad") as sdk, pytest.raises(openai.AuthenticationError) as error:
+        sdk.models.list()
+    assert error.value.code == "invalid_api_key"
+    with client(issue(scope="chat:write")) as sdk, pytest.raises(openai.PermissionDeniedError):
+        sdk.models.list()
+    with client("slow") as sdk:
+        sdk.models.list()
+        with pytest.raises(openai.RateLimitError) as error:
+            sdk.models.list()
+    assert (error.value.code, error.value.type) == ("rate_limit_exceeded", "requests")
+    assert int(error.value.response.headers["retry-after"]) > 0
