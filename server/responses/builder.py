@@ -61,7 +61,9 @@ class ResponseBuilder:
         self._item: dict[str, Any] | None = None
         self._texts: list[str] = []
         self._entries: list[dict[str, Any]] = []
-        self.reason: str | None = None
+        self._reason: str | None = None
+        #: Whether the response has its final state.
+        self.concluded = False
 
     def open(self) -> Iterator[Event]:
         """The first events."""
@@ -87,11 +89,11 @@ class ResponseBuilder:
         else:
             self._usage.add(output)
             if isinstance(output, Finished):
-                self.reason = output.reason
+                self._reason = output.reason
 
     def finish(self) -> Iterator[Event]:
         """The events that end the last item; the response has its final state after them."""
-        cut = self.reason == "length" and not self._warm
+        cut = self._reason == "length" and not self._warm
         if not self.response["output"] and not self._warm:
             yield from self._message()
         yield from self._end("incomplete" if cut else "completed")
@@ -125,6 +127,7 @@ class ResponseBuilder:
 
     def _conclude(self, status: str) -> None:
         self.response["status"] = status
+        self.concluded = True
         if status == "completed":
             self.response["completed_at"] = int(time.time())
 

@@ -177,7 +177,7 @@ def launch(made: Draft, store: Store, *, streamed: bool, warm: bool = False) -> 
         made.response, made.service.tokenizer, logprobs=made.body.wants_logprobs, warm=warm
     )
     log = EventLog(keep=background) if streamed or background else None
-    return ResponseJob(builder, generation, _saving(made, store), log)
+    return ResponseJob(builder, generation, _saving(made, store), log, patient=background)
 
 
 def _saving(made: Draft, store: Store) -> Save | None:

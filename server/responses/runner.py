@@ -10,6 +10,7 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any
@@ -21,10 +22,13 @@ from oxillama_torch.server.errors import code_of
 from oxillama_torch.server.output import Generation
 from oxillama_torch.server.responses.builder import Event, ResponseBuilder
 from oxillama_torch.server.responses.event_log import EventLog
+from oxillama_torch.server.store.errors import StoreError
 
 __all__ = ["ResponseJob", "ResponseRunner"]
 
 log = logging.getLogger(__name__)
+
+_RETRY_S = 2.0
 
 Save = Callable[["ResponseJob"], Future]
 
@@ -41,6 +45,7 @@ class ResponseJob:
         generation: makes its outputs.
         save: stores it when it has ended; None: it is not stored.
         log: takes its events; None: nobody reads them.
+        patient: it has been acknowledged, so a store that is full or away is waited for.
     """
 
     def __init__(
@@ -49,10 +54,13 @@ class ResponseJob:
         generation: Generation,
         save: Save | None,
         log: EventLog | None,
+        *,
+        patient: bool = False,
     ) -> None:
         self.builder, self.generation = builder, generation
-        self.log, self._save = log, save
+        self.log, self._save, self._patient = log, save, patient
         self._saved: Future | None = None
+        self._ended = False
         # Held while the response changes.
         self.lock = threading.Lock()
         self.done = threading.Event()
@@ -82,40 +90,54 @@ class ResponseJob:
         with self.lock:
             return orjson.loads(orjson.dumps(self.builder.response))
 
-    def step(self, note: Callable[[], None]) -> None:
-        """Take what has come (the runner's thread only); ``note`` has it called again."""
+    def step(self, note: Callable[[], None]) -> bool:
+        """Take what has come (the runner's thread only); ``note`` has it called again.
+
+        Returns:
+            Whether the store did not take the response: to be called again after a while.
+        """
         with self.lock:
             # The engine's own end may come after a stop string's.
             if self.done.is_set():
-                return
-            if self._saved is None:
-                self._produce(note)
-            elif self._saved.done():
-                self._conclude(self._saved.exception())
+                return False
+            if not self._ended:
+                self._produce()
+                self._ended = self.builder.concluded
+            refused = self._ended and not self._stored(note)
         if self.log is not None:
             self.log.wake()
+        return refused
+
+    def _stored(self, note: Callable[[], None]) -> bool:
+        """Have the response stored, and conclude when it is; False when it is to be tried again."""
+        if self._save is None:
+            self._conclude(None)
+        elif self._saved is None:
+            self._saved = self._save(self)
+            self._saved.add_done_callback(lambda _: note())
+        elif self._saved.done():
+            error = self._saved.exception()
+            if self._patient and isinstance(error, StoreError):
+                self._saved = None
+                return False
+            self._conclude(error)
+        return True
 
     def open(self) -> None:
         """Emit the first events."""
         with self.lock:
             self._emit(self.builder.open())
 
-    def _produce(self, note: Callable[[], None]) -> None:
+    def _produce(self) -> None:
         try:
             for output in self.generation.poll():
                 self._emit(self.builder.add(output))
-            if not self.generation.finished:
-                return
-            self._emit(self.builder.finish())
+            if self.generation.finished:
+                self._emit(self.builder.finish())
         except _Cancelled:
             self._emit(self.builder.cancel())
         except Exception as error:
             self._fail(error)
-        if self._save is None:
-            self._conclude(None)
-        else:
-            self._saved = self._save(self)
-            self._saved.add_done_callback(lambda _: note())
 
     def _fail(self, error: Exception) -> None:
         if not isinstance(error, OxiLlamaError):
@@ -162,6 +184,9 @@ class ResponseRunner:
     def __init__(self) -> None:
         self._jobs: dict[str, ResponseJob] = {}
         self._noted: queue.SimpleQueue[ResponseJob | None] = queue.SimpleQueue()
+        # Jobs that the store has refused.
+        self._refused: list[ResponseJob] = []
+        self._retry_at = 0.0
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -191,17 +216,32 @@ class ResponseRunner:
             self._noted.put(job)
 
     def _run(self) -> None:
-        while (job := self._noted.get()) is not None:
+        while True:
+            if self._refused and time.monotonic() >= self._retry_at:
+                for job in self._refused:
+                    self._note(job)
+                self._refused.clear()
+            try:
+                job = self._noted.get(timeout=_RETRY_S if self._refused else None)
+            except queue.Empty:
+                continue
+            if job is None:
+                return
             # Before reading: what comes now notes the job again.
             job.noted = False
-            try:
-                job.step(lambda job=job: self._note(job))
-            except Exception:
-                log.exception("response %s cannot go on", job.id)
-                job.drop()
-            if job.done.is_set():
-                with self._lock:
-                    self._jobs.pop(job.id, None)
+            self._step(job)
+
+    def _step(self, job: ResponseJob) -> None:
+        try:
+            if job.step(lambda: self._note(job)):
+                self._refused.append(job)
+                self._retry_at = time.monotonic() + _RETRY_S
+        except Exception:
+            log.exception("response %s cannot go on", job.id)
+            job.drop()
+        if job.done.is_set():
+            with self._lock:
+                self._jobs.pop(job.id, None)
 
     def close(self) -> None:
         """Stop; responses in progress end."""

@@ -33,13 +33,13 @@ def runner():
 class Driver:
     """A job whose engine is in the test's hands."""
 
-    def __init__(self, runner, llm, save=None, **params):
+    def __init__(self, runner, llm, save=None, patient=False, **params):
         self.engine = ScriptedEngine()
         service = Service("m", self.engine, llm.tokenizer, None, ServerConfig(), "b0")
         generation = Generation(service, [[1]], SamplingParams(**params))
         self.send = next(iter(self.engine.sinks.values()))
         builder = ResponseBuilder(skeleton(id=f"resp_{id(self)}"), llm.tokenizer, logprobs=False)
-        self.job = ResponseJob(builder, generation, save, EventLog(keep=True))
+        self.job = ResponseJob(builder, generation, save, EventLog(keep=True), patient=patient)
         runner.start(self.job)
 
     def kinds(self):
@@ -105,6 +105,27 @@ def test_last_event_waits_for_the_store(runner, llm):
     saved.set_result(None)
     assert driver.job.done.wait(10)
     assert terminals(driver.kinds()) == ["completed"]
+
+
+def test_acknowledged_response_waits_for_the_store_to_come_back(runner, llm, monkeypatch):
+    monkeypatch.setattr("oxillama_torch.server.responses.runner._RETRY_S", 0.02)
+    tries = []
+
+    def save(job):
+        future = Future()
+        tries.append(future)
+        if len(tries) < 3:
+            future.set_exception(StoreError("the disk is full"))
+        else:
+            future.set_result(None)
+        return future
+
+    driver = Driver(runner, llm, save=save, patient=True)
+    driver.send(FinishEvent("stop", 0))
+    assert driver.job.done.wait(10)
+    assert len(tries) == 3
+    assert terminals(driver.kinds()) == ["completed"]
+    assert driver.job.error is None
 
 
 @pytest.mark.parametrize("error", [StoreError("the disk is full"), KeyError("bug")])
