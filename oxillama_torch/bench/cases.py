@@ -18,6 +18,7 @@ from oxillama_torch.gguf.types import row_bytes
 from oxillama_torch.kernels import formats, registry
 from oxillama_torch.kernels.formats.base import PackedTensor
 from oxillama_torch.kernels.registry import Call, Kernel
+from oxillama_torch.kernels.sampling.op import Settings
 
 __all__ = ["PACKED_OPS", "WRITTEN", "Case", "cases_of", "known_ops", "random_weight"]
 
@@ -247,6 +248,18 @@ def _lora_case(call: Call, shape: tuple[int, int], adapters: int, rank: int) -> 
     return Case("lora", call, args, {}, f"rank {rank} x{adapters}")
 
 
+def _sample(call: Call, shape: tuple[int, int], _: None) -> list[Case]:
+    """The sampling that most requests ask for, over a vocabulary as large as the outputs."""
+    rows, device = torch.arange(call.m, device=call.device), call.device
+    logits = torch.randn(call.m, shape[0], device=device) * 3
+    column = torch.ones(call.m, device=device)
+    share = column.to(torch.float64)
+    settings = Settings(
+        column * 0.8, (column * 40).int(), share * 0.95, share * 0.05, rows, rows + 100
+    )
+    return [Case("sample", call, (logits, settings, None, None))]
+
+
 _MAKERS: dict[str, Callable[[Call, tuple[int, int], Any], list[Case]]] = {
     "attention": _attention,
     "embedding": _embedding,
@@ -259,4 +272,5 @@ _MAKERS: dict[str, Callable[[Call, tuple[int, int], Any], list[Case]]] = {
     "quant_matmul_segments": _segments,
     "rms_norm": _norm,
     "rope_store_kv": _rope,
+    "sample": _sample,
 }

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from oxillama_torch.cli.bench_kernels import bench_kernels, compare_runs
+from oxillama_torch.cli.bench_serve import bench_serve
 from oxillama_torch.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -169,3 +170,4 @@ def _print(machine: dict, cells: list[list[str]]) -> None:
 
 app.command("kernels")(bench_kernels)
 app.command("compare")(compare_runs)
+app.command("serve")(bench_serve)
