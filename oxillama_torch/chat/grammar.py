@@ -69,12 +69,13 @@ class Grammar:
         self._heads[name] = f"{name}[{options}]" if options else name
         return name
 
+    def part(self, body: str, options: str = "") -> str:
+        """Add a rule whose name does not matter; return the name."""
+        return self.rule(f"part{len(self._rules)}", body, options)
+
     def arguments(self, tool: Tool) -> str:
         """The rule of a tool's arguments, written as JSON."""
-        name = "args_" + "".join(f"{ord(c):02x}" if c in "-_" else c for c in tool.name).lower()
-        while self._rules.get(name, schema := json_rule(tool.schema)) != schema:
-            name += "x"
-        return self.rule(name, schema)
+        return self.part(json_rule(tool.schema))
 
     def calls(self, tools: Sequence[Tool], before: str, between: str, after: str) -> str:
         """One call of one of the tools: its name between the first two texts, then arguments."""

@@ -267,3 +267,24 @@ def test_a_file_without_a_template_is_told_so(chatml_metadata, tokenizer):
         ChatTemplate.from_gguf(chatml_metadata, tokenizer)
     with pytest.raises(GGUFError, match="not a string"):
         ChatTemplate.from_gguf({"tokenizer.chat_template": 3}, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("{{ call.arguments | tojson }}", '{"a": "b"}'),
+        ("{{ '' + call.arguments }}", '{"a": "b"}'),
+        ("{{ call.arguments }}", '{"a": "b"}'),
+        ("{% for k, v in call.arguments.items() %}{{ k }}={{ v }}{% endfor %}", "a=b"),
+    ],
+)
+def test_arguments_come_in_the_form_that_a_template_writes(make, written, expected):
+    """Some templates write an object, some join the JSON text they are given."""
+    source = (
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}"
+        "{% set call = c.function %}" + written + "{% endfor %}{% endfor %}"
+    )
+    function = {"name": "f", "arguments": '{"a": "b"}'}
+    call = {"id": "abcdefghi", "type": "function", "function": function}
+    messages = [{"role": "assistant", "content": "", "tool_calls": [call]}]
+    assert make(source).render(messages) == expected

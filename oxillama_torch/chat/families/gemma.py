@@ -96,7 +96,6 @@ class _Writer:
 
     def __init__(self, grammar: Grammar, quote: str) -> None:
         self._grammar, self._quote = grammar, quote
-        self._count = 0
         lazy = "" if quote.startswith("<") else "lazy"
         self._text = grammar.rule("text_end", f"TEXT {quote}", lazy)
         grammar.rule("SCALAR", r"/-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?|true|false|null/")
@@ -119,17 +118,13 @@ class _Writer:
         if kind == "string":
             return f"({self._quote} {self._text})"
         if kind in _SCALARS:
-            return self._rule(json_rule(schema))
+            return self._grammar.part(json_rule(schema))
         if kind == "array":
             item = self.value(schema.get("items"))
-            return self._rule(f'"[" ({item} ("," {item})*)? "]"')
+            return self._grammar.part(f'"[" ({item} ("," {item})*)? "]"')
         if kind == "object" and isinstance(schema.get("properties"), dict):
-            return self._rule(f'"{{" {self._pairs(schema)} "}}"')
+            return self._grammar.part(f'"{{" {self._pairs(schema)} "}}"')
         return "any"
-
-    def _rule(self, body: str) -> str:
-        self._count += 1
-        return self._grammar.rule(f"value{self._count}", body)
 
     def _pairs(self, schema: dict[str, Any]) -> str:
         """Properties in the order of their names, as the template sorts them."""
@@ -137,7 +132,9 @@ class _Writer:
         starts: list[str] = []  # one for every property that may be the first
         must_come = False
         for key in sorted(schema["properties"]):
-            pair = self._rule(f"{literal(key + ':')} {self.value(schema['properties'][key])}")
+            pair = self._grammar.part(
+                f"{literal(key + ':')} {self.value(schema['properties'][key])}"
+            )
             optional = "" if key in required else "?"
             starts = [f'{start} ("," {pair}){optional}' for start in starts]
             if not must_come:

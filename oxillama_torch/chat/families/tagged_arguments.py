@@ -56,16 +56,15 @@ def value_rule(grammar: Grammar, tool: Tool, key: str, end: str) -> str:
     """The rule of one value with the tag behind it, ``end`` as a Lark expression."""
     schema = tool.schema
     value = schema["properties"][key]
-    name = grammar.arguments(tool) + f"_{list(schema['properties']).index(key)}"
     if _is_string(value):
         if isinstance(value.get("enum"), list):
             texts = " | ".join(literal(str(text)) for text in value["enum"])
-            return grammar.rule(name, f"({texts}) {end}")
+            return grammar.part(f"({texts}) {end}")
         # A tag that is a token ends the text by itself.
-        return grammar.rule(name, f"TEXT {end}", "" if end.startswith("<") else "lazy")
+        return grammar.part(f"TEXT {end}", "" if end.startswith("<") else "lazy")
     definitions = {k: schema[k] for k in ("$defs", "definitions") if k in schema}
     body = json_rule({**definitions, **value} if isinstance(value, dict) else {})
-    return f"{grammar.rule(name, body)} {end}"
+    return f"{grammar.part(body)} {end}"
 
 
 def _is_string(schema: Any) -> bool:
