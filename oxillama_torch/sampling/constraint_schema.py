@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from oxillama_torch.errors import RequestError
+from oxillama_torch.sampling.constraint_oneof import all_apart
 
 __all__ = ["ENFORCED", "FORMATS", "IGNORED", "STYLE", "prepare_schema"]
 
@@ -98,7 +99,7 @@ def prepare_schema(schema: Any, param: str, style: Mapping[str, Any] = STYLE) ->
         RequestError: a keyword or format that would not be enforced, or a reference that leads
             nowhere.
     """
-    walk = _Walk(param)
+    walk = _Walk(param, schema)
     prepared = walk.schema(schema, "", 0)
     walk.check_references()
     if isinstance(prepared, bool):
@@ -110,8 +111,8 @@ def prepare_schema(schema: Any, param: str, style: Mapping[str, Any] = STYLE) ->
 class _Walk:
     """One pass over a schema; pointers (``/properties/a``) tell where it is."""
 
-    def __init__(self, param: str) -> None:
-        self._param = param
+    def __init__(self, param: str, root: Any) -> None:
+        self._param, self._root = param, root
         self._seen: set[str] = set()
         self._anchors: set[str] = set()
         self._references: list[tuple[str, str]] = []
@@ -134,6 +135,9 @@ class _Walk:
             if keyword not in ENFORCED and keyword not in IGNORED:
                 raise self._error(f"the keyword {keyword!r} is not supported", here)
             made[keyword] = self._value(keyword, value, here, depth)
+        if "oneOf" in made and all_apart(schema["oneOf"], self._resolve):
+            choices = made.pop("oneOf")
+            made["allOf"] = [*made.get("allOf", ()), {"anyOf": choices}]
         self._check_sizes(schema, at)
         return _grouped(self._with_format(made, f"{at}/format"))
 
@@ -146,6 +150,17 @@ class _Walk:
             known = self._seen if target[:1] in ("", "/") else self._anchors
             if target.rstrip("/") not in known:
                 raise self._error(f"{reference!r} leads to no schema", at)
+
+    def _resolve(self, reference: str) -> Any:
+        """What a reference by pointer leads to; None for others, and where there is nothing."""
+        found = self._root
+        for part in unquote(reference).split("/")[1:] if reference[:1] == "#" else ["", ""]:
+            part = part.replace("~1", "/").replace("~0", "~")
+            if isinstance(found, list) and part.isdigit() and int(part) < len(found):
+                found = found[int(part)]
+            else:
+                found = found.get(part) if isinstance(found, dict) else None
+        return found
 
     def _value(self, keyword: str, value: Any, at: str, depth: int) -> Any:
         if keyword in _MAPS:

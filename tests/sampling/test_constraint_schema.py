@@ -90,6 +90,56 @@ def test_enforced(keyword):
         assert not valid and not accepts(constraint, text), text
 
 
+def kind(value, **properties):
+    return {
+        "type": "object",
+        "properties": {"kind": {"const": value}, **properties},
+        "required": ["kind", *properties],
+        "additionalProperties": False,
+    }
+
+
+APART = {
+    "constants": [{"const": 1}, {"const": 2}, {"enum": ["1", True]}],
+    "types": [{"type": "integer"}, {"type": ["string", "null"]}, {"type": "object"}],
+    "kinds": [kind("a", size={"type": "integer"}), kind("b"), kind(3), kind(4)],
+    "references": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}],
+    "choices": [
+        {"anyOf": [{"const": 1}, {"type": "null"}]},
+        {"oneOf": [{"const": 2}, {"const": 3}]},
+    ],
+}
+OVERLAPPING = {
+    "numbers": [{"type": "integer"}, {"type": "number"}],
+    "equal": [{"const": 1}, {"const": 1.0}],
+    "optional": [{"properties": {"a": {"const": 1}}}, {"properties": {"a": {"const": 2}}}],
+    "not all objects": [{**kind(1), "type": ["object", "null"]}, {**kind(2), "type": ["null"]}],
+    "no reference": [{"$ref": "#/$defs/loop"}, {"$ref": "#/$defs/b"}],
+}
+DEFS = {
+    "a": {"allOf": [kind("a")]},
+    "b": kind("b"),
+    "loop": {"anyOf": [{"$ref": "#/$defs/loop"}, {"$ref": "#/$defs/b"}]},
+}
+
+
+@pytest.mark.parametrize("name", sorted(APART))
+def test_one_of_schemas_that_are_apart(name):
+    schema = {"oneOf": APART[name], "$defs": DEFS}
+    constraint = Constraint.json_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    texts = ["1", "2", "3", "4", '"1"', '"x"', "true", "null", "{}", '{"kind": "a"}', "[]"]
+    texts += ['{"kind": "a", "size": 3}', '{"kind": "b"}', '{"kind": 3}', '{"kind": 5}']
+    for text in texts:
+        assert accepts(constraint, text) == validator.is_valid(json.loads(text)), text
+
+
+@pytest.mark.parametrize("name", sorted(OVERLAPPING))
+def test_one_of_schemas_that_may_overlap(name):
+    with pytest.raises(RequestError, match="oneOf"):
+        accepts(Constraint.json_schema({"oneOf": OVERLAPPING[name], "$defs": DEFS}), "1")
+
+
 def test_items_as_a_list_with_additional_items():
     schema = {"items": [{"type": "integer"}], "additionalItems": {"type": "null"}, "type": "array"}
     constraint = Constraint.json_schema(schema)
