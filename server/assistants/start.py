@@ -138,11 +138,9 @@ def _run(
         if isinstance(generation, Generation):
             generation.cancel()
         raise
-    snapshot = _copy(builder.run)
-    abort: Callable[[Exception], None] = lambda error: None  # noqa: E731
+    snapshot, job = _copy(builder.run), None
     if isinstance(generation, Generation):
         job = RunJob(builder, generation, store, first, log)
-        abort = job.abort
         current_app.extensions["runs"].start(job)
     else:
         store.write(lambda session: save(session, _copy(builder.changed), dict(builder.usage)))
@@ -153,8 +151,23 @@ def _run(
             log.close()
     if log is None:
         return jsonify(snapshot)
-    # A client that leaves does not end its run: it may ask for it later.
-    return stream_frames(RunStream(log, gone=lambda: None, abort=abort))
+    return _streamed(log, job)
+
+
+def _streamed(log: EventLog, job: RunJob | None) -> Response:
+    """The events of a run; a client that leaves does not end it, it may ask for it later."""
+
+    def nothing(*_: object) -> None:
+        pass
+
+    try:
+        abort = nothing if job is None else job.abort
+        return stream_frames(RunStream(log, gone=nothing, abort=abort))
+    except RequestError:
+        # No room for a stream: whoever tries again must find the thread free.
+        if job is not None:
+            job.cancel()
+        raise
 
 
 def _check_waiting(row: RunRow) -> None:

@@ -241,7 +241,9 @@ class ResponseRunner:
             job.drop()
         if job.done.is_set():
             with self._lock:
-                self._jobs.pop(job.id, None)
+                # A run that was answered at once has a new job by now.
+                if self._jobs.get(job.id) is job:
+                    del self._jobs[job.id]
 
     def close(self) -> None:
         """Stop; responses in progress end."""

@@ -6,7 +6,14 @@ import time
 
 import httpx2
 import pytest
-from openai import AssistantEventHandler, BadRequestError, NotFoundError, OpenAI, RateLimitError
+from openai import (
+    AssistantEventHandler,
+    BadRequestError,
+    InternalServerError,
+    NotFoundError,
+    OpenAI,
+    RateLimitError,
+)
 from openai.types.beta import assistant_stream_event
 from openai.types.beta.threads import Run
 from pydantic import TypeAdapter
@@ -425,6 +432,21 @@ def test_tool_outputs_that_do_not_come(app, sdk, assistant, thread):
     outputs = [{"tool_call_id": "x", "output": ""}]
     with pytest.raises(BadRequestError):
         sdk.threads.runs.submit_tool_outputs(run.id, thread_id=thread.id, tool_outputs=outputs)
+
+
+def test_a_run_without_room_for_its_stream_leaves_the_thread_free(make_app, model):
+    app = make_app(max_streams=1)
+    sdk = sdk_of(app)
+    made = sdk.assistants.create(model=model, temperature=0)
+    thread = sdk.threads.create(messages=[{"role": "user", "content": QUESTION}])
+    with app.extensions["lifecycle"].running(lambda error: None):
+        with pytest.raises(InternalServerError) as error:
+            sdk.threads.runs.create(thread.id, assistant_id=made.id, stream=True)
+        assert error.value.code == "overloaded"
+    [run] = sdk.threads.runs.list(thread.id)
+    done = sdk.threads.runs.poll(run.id, thread_id=thread.id, poll_interval_ms=20)
+    assert done.status in ("cancelled", "completed")
+    sdk._client.close()
 
 
 def test_a_full_engine_refuses_the_run(sdk, llm, assistant, thread, monkeypatch):
