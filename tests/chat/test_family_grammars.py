@@ -159,3 +159,15 @@ def test_a_spent_budget_ends_the_reasoning(compiler, budget):
     assert matcher.consume_token(end)
     assert matcher.consume_tokens(list(b"The answer."))
     assert matcher.is_accepting()
+
+
+def test_harmony_says_something_before_it_calls(compiler):
+    vocabulary = vocabulary_of("harmony")
+    grammar = family("harmony", vocabulary).grammar(Wish(tools=TOOLS))
+    asides = (
+        "<|channel|>analysis<|message|>Hm.<|end|>"
+        "<|start|>assistant<|channel|>commentary<|message|>Let me look.<|end|><|start|>assistant"
+    )
+    assert follows(compiler, vocabulary, grammar, asides + FAMILIES["harmony"][2])
+    assert follows(compiler, vocabulary, grammar, asides + "<|channel|>final<|message|>Yes.")
+    assert not follows(compiler, vocabulary, grammar, asides)

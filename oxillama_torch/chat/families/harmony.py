@@ -93,6 +93,9 @@ class Harmony(Family):
         replies = [] if wish.must_call else [final]
         if wish.tools:
             replies.append(f"{opening} {self.section(grammar, wish.tools, wish.many)}")
+        if wish.tools and not wish.must_call:
+            # What the model says to the user before it calls.
+            thought = f'({thought} | {channel} "commentary" {message} TEXT {self.lark(_END)})'
         grammar.rule("thought", f"{opening} {thought}")
         return grammar.source(f"thought* ({' | '.join(replies)})")
 
