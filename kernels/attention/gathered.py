@@ -45,6 +45,7 @@ def attention(
     window: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
 ) -> Tensor:
     """Arguments as those of :func:`oxillama_torch.kernels.attention.op.attention`."""
     del max_query_len, max_seq_len  # the lengths themselves are needed, and are at hand on a CPU
@@ -64,11 +65,11 @@ def attention(
         )
         queries = q[start:stop].transpose(0, 1)
         hidden = _hidden(stop - start, length - first, window, q.device)
-        if softcap is None and sinks is None:
+        if softcap is None and sinks is None and slopes is None:
             visible = None if hidden is None else ~hidden
             y = _fused(queries, k, v, visible, scale, group)
         else:
-            y = _spelt_out(queries, k, v, hidden, scale, softcap, sinks)
+            y = _spelt_out(queries, k, v, hidden, scale, softcap, sinks, slopes)
         out[start:stop] = y.transpose(0, 1)
     return out
 
@@ -104,6 +105,7 @@ def _spelt_out(
     scale: float,
     softcap: float | None,
     sinks: Tensor | None,
+    slopes: Tensor | None,
 ) -> Tensor:
     """With what the fused kernel lacks, in float32. Shapes as for ``_fused``."""
     group = q.shape[0] // k.shape[0]
@@ -111,6 +113,10 @@ def _spelt_out(
     scores = q.float() @ k.transpose(1, 2) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
+    if slopes is not None:
+        (queries, keys), device = scores.shape[1:], scores.device
+        at = torch.arange(keys - queries, keys, device=device)[:, None]
+        scores += slopes[:, None, None] * (torch.arange(keys, device=device) - at)
     if hidden is not None:
         scores = scores.masked_fill(hidden, -torch.inf)
     if sinks is not None:

@@ -36,14 +36,15 @@ def attention(
     window: int | None = None,
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
+    slopes: torch.Tensor | None = None,
     numerics: str = "invariant",
 ) -> torch.Tensor:
-    """``softmax(mask(cap(scale * q k^T))) v``, causal, over pages.
+    """``softmax(mask(cap(scale * q k^T) + slope * distance)) v``, causal, over pages.
 
     Query row j of request b sits at position ``seq_lens[b] - (query_start[b+1] - query_start[b])
     + j`` and sees the keys at positions up to its own, or the last ``window`` of those. ``cap(x)``
     is ``softcap * tanh(x / softcap)``. A sink is one more logit per head in the softmax, without
-    a value.
+    a value. ALiBi's ``distance`` is the key's position less the query's: 0 and below.
 
     Args:
         q: float32, bfloat16 or float16 [T, Hq, D], contiguous.
@@ -58,7 +59,7 @@ def attention(
             the greatest of seq_lens. Known on the host, so that launching needs no synchronisation.
         window: positions a query sees, itself included; None: all.
         softcap: None for none.
-        sinks: float32 [Hq] or None.
+        sinks, slopes: float32 [Hq] or None.
         numerics: ``"invariant"`` (a row's bits depend on its own request's tokens alone, not on
             chunking, batch or pages) or ``"fast"``.
 
@@ -68,9 +69,10 @@ def attention(
     Raises:
         ValueError: an operand or a number does not fit; says got and wanted.
 
-    Source: Vaswani et al., arXiv 1706.03762; paging: Kwon et al., arXiv 2309.06180.
+    Source: Vaswani et al., arXiv 1706.03762; paging: Kwon et al., arXiv 2309.06180; slopes: Press
+    et al., ALiBi, arXiv 2108.12409.
     """
-    _check_heads(q, k_pages, v_pages, sinks)
+    _check_heads(q, k_pages, v_pages, {"sinks": sinks, "slopes": slopes})
     _check_batch(q, k_pages, page_table, query_start, seq_lens, max_query_len, max_seq_len)
     if not scale > 0:
         raise ValueError(f"scale: got {scale}, wanted a positive number")
@@ -94,11 +96,15 @@ def attention(
         window=window,
         softcap=softcap,
         sinks=sinks,
+        slopes=slopes,
     )
 
 
 def _check_heads(
-    q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, sinks: torch.Tensor | None
+    q: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    per_head: dict[str, torch.Tensor | None],
 ) -> None:
     if q.ndim != 3:
         raise ValueError(f"q: got {tuple(q.shape)}, wanted (T, HQ, D)")
@@ -119,8 +125,9 @@ def _check_heads(
             raise ValueError(f"{name}: got {got}, wanted {wanted}")
     if k_pages.dtype != v_pages.dtype:
         raise ValueError(f"v_pages: got {v_pages.dtype}, wanted {k_pages.dtype} like k_pages")
-    if sinks is not None:
-        _check_table("sinks", sinks, torch.float32, (q.shape[1],), q.device)
+    for name, x in per_head.items():
+        if x is not None:
+            _check_table(name, x, torch.float32, (q.shape[1],), q.device)
 
 
 def _check_batch(

@@ -65,6 +65,7 @@ class _Items:
     """The items of some query tiles, step by step."""
 
     tile: torch.Tensor  # int64 [I]
+    ahead: torch.Tensor  # int64 [I]: position of its first key less that of its first row
     units: torch.Tensor  # int64 [I * units of a KV tile]: where its keys lie in the pool
     unwritten: torch.Tensor  # int64: slots of I * C past the end of their request
     edge: torch.Tensor  # int64 [edges]: items with a key that some row does not see
@@ -87,6 +88,7 @@ def attention(
     window: int | None = None,
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
+    slopes: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Reference of :func:`oxillama_torch.kernels.attention.op.attention`."""
     del max_query_len, max_seq_len  # the lengths themselves are at hand
@@ -104,14 +106,17 @@ def attention(
     packed = q.new_zeros(count, kv_heads, rows, dim, dtype=torch.float32)
     by_token = packed[:, :, : tokens * group].unflatten(2, (tokens, group))
     by_token[tile_of, :, place_of] = q.float().unflatten(1, (kv_heads, group)) * scale
-    if sinks is not None:
-        sinks = sinks.view(kv_heads, 1, group).repeat(1, 1, -(-rows // group))[..., :rows]
+    sinks, slopes = (
+        x if x is None else x.view(kv_heads, 1, group).repeat(1, 1, -(-rows // group))[..., :rows]
+        for x in (sinks, slopes)
+    )
 
     out = q.new_empty(count, kv_heads, rows, v_pages.shape[3], dtype=torch.float32)
     item_bytes = KV_TILE * kv_heads * dim * 4
     for part in _parts(tiles.kv_count, max(1, _GROUP_BYTES // item_bytes)):
         items = _items(tiles[part], lens, table, page_size, group, rows, window, q.device)
-        out[part] = _attend(packed[part], k_pages, v_pages, items, softcap, sinks).transpose(0, 1)
+        done = _attend(packed[part], k_pages, v_pages, items, group, softcap, sinks, slopes)
+        out[part] = done.transpose(0, 1)
     by_token = out[:, :, : tokens * group].unflatten(2, (tokens, group))
     return by_token[tile_of, :, place_of].flatten(1, 2).to(q.dtype)
 
@@ -168,6 +173,7 @@ def _items(
     tile = np.arange(len(step)) - (np.cumsum(sizes) - sizes)[step]
     request = tiles.request[tile]
     key = (tiles.kv_begin[tile] + step)[:, None] * KV_TILE + np.arange(KV_TILE)
+    ahead = key[:, 0] - tiles.origin[tile]
 
     # K and V are gathered by units: pages, or parts of pages that are larger than a KV tile. Units
     # past the end of a request become its last one: its page table says nothing about them.
@@ -189,7 +195,7 @@ def _items(
     hidden = key[:, None] > row
     if window is not None:
         hidden |= key[:, None] <= row - window
-    arrays = (tile, units.ravel(), unwritten, edge, hidden)
+    arrays = (tile, ahead, units.ravel(), unwritten, edge, hidden)
     return _Items(*(torch.from_numpy(x).to(device) for x in arrays), sizes.tolist())
 
 
@@ -205,14 +211,17 @@ def _attend(
     k_pages: torch.Tensor,
     v_pages: torch.Tensor,
     items: _Items,
+    group: int,
     softcap: float | None,
     sinks: torch.Tensor | None,
+    slopes: torch.Tensor | None,
 ) -> torch.Tensor:
     """Attention of some query tiles.
 
     Args:
         q: float32 [N, Hkv, R, D], scaled.
-        sinks: float32 [Hkv, 1, R] or None.
+        group: G.
+        sinks, slopes: float32 [Hkv, 1, R] or None.
 
     Returns:
         float32 [Hkv, N, R, Dv].
@@ -228,6 +237,10 @@ def _attend(
         torch.bmm(q[:, head], k[:, :, head].transpose(1, 2), out=scores[head])
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
+    if slopes is not None:
+        row = torch.arange(rows, device=q.device)[:, None] // group
+        distance = items.ahead[:, None, None] + torch.arange(KV_TILE, device=q.device) - row
+        scores += slopes[..., None] * distance
     edge = scores.index_select(1, items.edge).masked_fill_(items.hidden, -torch.inf)
     scores.index_copy_(1, items.edge, edge)
 

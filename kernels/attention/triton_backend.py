@@ -142,6 +142,7 @@ def launch(
     window: int | None = None,
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
+    slopes: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention with one tiling; ``split`` divides keys among programs, None: where it pays.
 
@@ -159,18 +160,19 @@ def launch(
     inputs = (q, k_pages, v_pages, page_table, query_start, seq_lens)
     sizes = (page_table.shape[1], tiles, tiling.segment, *scalars)
     consts |= {"HAS_WINDOW": window is not None, "HAS_CAP": softcap is not None}
+    consts |= {"HAS_SLOPES": slopes is not None}
     consts |= {"num_warps": tiling.num_warps, "num_stages": tiling.num_stages}
-    sinks_or_any = seq_lens if sinks is None else sinks
+    sinks_or_any, slopes_or_any = (seq_lens if x is None else x for x in (sinks, slopes))
     with launch_device(q):
         if not split:
             prefill_kernel[grid](
-                *inputs, sinks_or_any, out, *sizes,
+                *inputs, sinks_or_any, slopes_or_any, out, *sizes,
                 HAS_SINKS=sinks is not None, SEGMENTED=tiling.segmented, **consts,
             )  # fmt: skip
             return out
         acc = q.new_empty(tokens, heads, segments, consts["DV"], dtype=torch.float32)
         top, total = acc.new_empty(2, tokens, heads, segments)
-        decode_kernel[(*grid, segments)](*inputs, top, total, acc, *sizes, **consts)
+        decode_kernel[(*grid, segments)](*inputs, slopes_or_any, top, total, acc, *sizes, **consts)
         reduce_kernel[(seq_lens.shape[0] * max_query_len, heads)](
             top, total, acc, query_start, seq_lens, sinks_or_any, out,
             max_query_len, segments, tiling.segment, scalars[0], scalars[-1],

@@ -18,6 +18,7 @@ from oxillama_torch.kernels.attention.triton_tile import (
     FLOOR,
     attend,
     load_queries,
+    load_tilt,
     place,
     visible,
 )
@@ -28,12 +29,12 @@ __all__ = ["decode_kernel"]
 # Not compiled anew for each size of a batch.
 @triton.jit(do_not_specialize=["width", "tiles", "window"])
 def decode_kernel(
-    q, k_pages, v_pages, page_table, query_start, seq_lens, part_top, part_total, part_acc,
-    width, tiles, segment, factor, inner, cap, window,
+    q, k_pages, v_pages, page_table, query_start, seq_lens, slopes, part_top, part_total,
+    part_acc, width, tiles, segment, factor, inner, cap, window,
     HKV: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, S: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, TOKENS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    DOT_DTYPE: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SLOPES: tl.constexpr,
+    TOKENS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr, DOT_DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Program (request * tiles + tile, KV head, segment)."""
     request = tl.program_id(0) // tiles
@@ -50,13 +51,16 @@ def decode_kernel(
         q, start, begin, length, origin, kv_head,
         HKV, GROUP, D, TOKENS, BLOCK_M, BLOCK_D, DOT_DTYPE,
     )  # fmt: skip
+    tilt = 0.0
+    if HAS_SLOPES:
+        tilt = load_tilt(slopes, kv_head, factor, GROUP, BLOCK_M)
     top, total, acc = attend(
         x, position, tl.full((BLOCK_M,), FLOOR, tl.float32), tl.zeros((BLOCK_M,), tl.float32),
         tl.zeros((BLOCK_M, BLOCK_DV), tl.float32), k_pages, v_pages,
         page_table + request.to(tl.int64) * width, kv_head,
         tl.maximum(first, low), tl.minimum(first + segment, high), left, right, length,
-        factor, inner, cap, window, HKV, D, DV, S, HAS_WINDOW, HAS_CAP, BLOCK_N, BLOCK_D,
-        BLOCK_DV, DOT_DTYPE,
+        factor, inner, cap, window, tilt, HKV, D, DV, S, HAS_WINDOW, HAS_CAP, HAS_SLOPES,
+        BLOCK_N, BLOCK_D, BLOCK_DV, DOT_DTYPE,
     )  # fmt: skip
     part = row * tl.num_programs(2) + tl.program_id(2)
     tl.store(part_top + part, top, mask=valid)

@@ -16,6 +16,7 @@ from oxillama_torch.kernels.attention.triton_tile import (
     FLOOR,
     attend,
     load_queries,
+    load_tilt,
     merge,
     place,
     visible,
@@ -27,12 +28,13 @@ __all__ = ["prefill_kernel"]
 # Not compiled anew for each size of a batch.
 @triton.jit(do_not_specialize=["width", "tiles", "window"])
 def prefill_kernel(
-    q, k_pages, v_pages, page_table, query_start, seq_lens, sinks, out,
+    q, k_pages, v_pages, page_table, query_start, seq_lens, sinks, slopes, out,
     width, tiles, segment, factor, inner, cap, window,
     HKV: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, S: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SINKS: tl.constexpr,
-    SEGMENTED: tl.constexpr, TOKENS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, DOT_DTYPE: tl.constexpr,
+    HAS_SLOPES: tl.constexpr, SEGMENTED: tl.constexpr, TOKENS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    DOT_DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Program (request * tiles + tile, KV head); the last tiles, which see most, come first."""
     request = tl.program_id(0) // tiles
@@ -55,6 +57,9 @@ def prefill_kernel(
         head = kv_head * GROUP + tl.arange(0, BLOCK_M) % GROUP
         top = tl.load(sinks + head) * 1.4426950408889634 / factor
         total += 1.0
+    tilt = 0.0
+    if HAS_SLOPES:
+        tilt = load_tilt(slopes, kv_head, factor, GROUP, BLOCK_M)
     if SEGMENTED:
         for first in range(low // segment * segment, high, segment):
             part_top, part_total, part_acc = attend(
@@ -62,15 +67,15 @@ def prefill_kernel(
                 tl.zeros((BLOCK_M,), tl.float32), tl.zeros((BLOCK_M, BLOCK_DV), tl.float32),
                 k_pages, v_pages, table, kv_head,
                 tl.maximum(first, low), tl.minimum(first + segment, high), left, right, length,
-                factor, inner, cap, window, HKV, D, DV, S, HAS_WINDOW, HAS_CAP, BLOCK_N, BLOCK_D,
-                BLOCK_DV, DOT_DTYPE,
+                factor, inner, cap, window, tilt, HKV, D, DV, S, HAS_WINDOW, HAS_CAP, HAS_SLOPES,
+                BLOCK_N, BLOCK_D, BLOCK_DV, DOT_DTYPE,
             )  # fmt: skip
             top, total, acc = merge(top, total, acc, part_top, part_total, part_acc, factor)
     else:
         top, total, acc = attend(
             x, position, top, total, acc, k_pages, v_pages, table, kv_head, low, high, left, right,
-            length, factor, inner, cap, window, HKV, D, DV, S, HAS_WINDOW, HAS_CAP, BLOCK_N,
-            BLOCK_D, BLOCK_DV, DOT_DTYPE,
+            length, factor, inner, cap, window, tilt, HKV, D, DV, S, HAS_WINDOW, HAS_CAP,
+            HAS_SLOPES, BLOCK_N, BLOCK_D, BLOCK_DV, DOT_DTYPE,
         )  # fmt: skip
     d = tl.arange(0, BLOCK_DV)
     result = (acc / total[:, None]).to(out.dtype.element_ty)

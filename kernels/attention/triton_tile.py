@@ -21,7 +21,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["FLOOR", "attend", "load_queries", "merge", "place", "visible"]
+__all__ = ["FLOOR", "attend", "load_queries", "load_tilt", "merge", "place", "visible"]
 
 # Below any score. It stands for minus infinity, of which the difference with itself is NaN.
 FLOOR = tl.constexpr(-1e30)
@@ -54,6 +54,13 @@ def load_queries(
     inside = valid[:, None] & (d < D)[None, :]
     tile = tl.load(q + row[:, None] * D + d[None, :], mask=inside, other=0.0)
     return tile.to(DOT_DTYPE), position, row, valid
+
+
+@triton.jit
+def load_tilt(slopes, kv_head, factor, GROUP: tl.constexpr, BLOCK_M: tl.constexpr):
+    """ALiBi's slope of each row, in the units of scores."""
+    head = kv_head * GROUP + tl.arange(0, BLOCK_M) % GROUP
+    return tl.load(slopes + head) * 1.4426950408889634 / factor
 
 
 @triton.jit
@@ -92,10 +99,11 @@ def _load(
 @triton.jit
 def _attend_range(
     q, position, top, total, acc, k_pages, v_pages, table, kv_head, start, stop, length,
-    factor, inner, cap, window,
+    factor, inner, cap, window, tilt,
     HKV: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, S: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, DOT_DTYPE: tl.constexpr, MASKED: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SLOPES: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    DOT_DTYPE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Online softmax over the KV tiles in [start, stop)."""
     n = tl.arange(0, BLOCK_N)
@@ -115,6 +123,9 @@ def _attend_range(
             e = tl.exp2(-tl.abs(scores * inner))
             capped = cap * (1.0 - e) / (1.0 + e)
             scores = tl.where(scores < 0.0, -capped, capped)
+        if HAS_SLOPES:
+            distance = (key[None, :] - position[:, None]).to(tl.float32)
+            scores = tl.fma(distance, tilt[:, None], scores)
         if MASKED:
             seen = key[None, :] <= position[:, None]
             if HAS_WINDOW:
@@ -133,10 +144,10 @@ def _attend_range(
 @triton.jit
 def attend(
     q, position, top, total, acc, k_pages, v_pages, table, kv_head, start, stop, left, right,
-    length, factor, inner, cap, window,
+    length, factor, inner, cap, window, tilt,
     HKV: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, S: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, DOT_DTYPE: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SLOPES: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, DOT_DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Go on from (top, total, acc) over the KV tiles in [start, stop).
 
@@ -146,6 +157,7 @@ def attend(
         table: the request's page table.
         left, right: no row needs a mask in [left, right).
         factor: turns scores into powers of two.
+        tilt: of ``load_tilt``; anything without slopes.
         inner, cap: the score is cap * tanh(dot * scale / cap) with inner = 2 log2(e) scale / cap.
     """
     middle = tl.minimum(tl.maximum(left, start), stop)
@@ -153,18 +165,18 @@ def attend(
     if HAS_WINDOW:
         top, total, acc = _attend_range(
             q, position, top, total, acc, k_pages, v_pages, table, kv_head, start, middle, length,
-            factor, inner, cap, window, HKV, D, DV, S, HAS_WINDOW, HAS_CAP, BLOCK_N, BLOCK_D,
-            BLOCK_DV, DOT_DTYPE, True,
+            factor, inner, cap, window, tilt, HKV, D, DV, S, HAS_WINDOW, HAS_CAP, HAS_SLOPES,
+            BLOCK_N, BLOCK_D, BLOCK_DV, DOT_DTYPE, True,
         )  # fmt: skip
     top, total, acc = _attend_range(
         q, position, top, total, acc, k_pages, v_pages, table, kv_head, middle, end, length,
-        factor, inner, cap, window, HKV, D, DV, S, HAS_WINDOW, HAS_CAP, BLOCK_N, BLOCK_D,
-        BLOCK_DV, DOT_DTYPE, False,
+        factor, inner, cap, window, tilt, HKV, D, DV, S, HAS_WINDOW, HAS_CAP, HAS_SLOPES,
+        BLOCK_N, BLOCK_D, BLOCK_DV, DOT_DTYPE, False,
     )  # fmt: skip
     return _attend_range(
         q, position, top, total, acc, k_pages, v_pages, table, kv_head, end, stop, length,
-        factor, inner, cap, window, HKV, D, DV, S, HAS_WINDOW, HAS_CAP, BLOCK_N, BLOCK_D,
-        BLOCK_DV, DOT_DTYPE, True,
+        factor, inner, cap, window, tilt, HKV, D, DV, S, HAS_WINDOW, HAS_CAP, HAS_SLOPES,
+        BLOCK_N, BLOCK_D, BLOCK_DV, DOT_DTYPE, True,
     )  # fmt: skip
 
 

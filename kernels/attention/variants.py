@@ -39,6 +39,7 @@ def variants() -> list[Variant]:
         *_of_model("g7-d80", 7, 80, torch.bfloat16),
         *_of_model("g2-d256", 2, 256, torch.bfloat16),
         *_of_model("g4-d128-f32", 4, 128, torch.float32),
+        *_of_model("g1-d128-slopes", 1, 128, torch.bfloat16, slopes=True),
         *_of_model("g4-d128-flags", 4, 128, torch.bfloat16, window=True, cap=True, sinks=True),
     ]
 
@@ -73,17 +74,17 @@ def _constants(group: int, dim: int, dtype: torch.dtype, tiling: Tiling) -> dict
 
 def _prefill(
     name: str, group: int, dim: int, dtype: torch.dtype, tiling: Tiling,
-    window: bool = False, cap: bool = False, sinks: bool = False,
+    window: bool = False, cap: bool = False, sinks: bool = False, slopes: bool = False,
 ) -> Variant:  # fmt: skip
     tensors = dict.fromkeys(("q", "k_pages", "v_pages", "out"), _POINTERS[dtype])
     tensors |= dict.fromkeys(("page_table", "query_start", "seq_lens"), "*i32")
-    tensors |= {"sinks": "*fp32"}
+    tensors |= dict.fromkeys(("sinks", "slopes"), "*fp32")
     return Variant(
         name,
         prefill_kernel,
         tensors | _SCALARS,
         _constants(group, dim, dtype, tiling)
-        | {"HAS_WINDOW": window, "HAS_CAP": cap, "HAS_SINKS": sinks}
+        | {"HAS_WINDOW": window, "HAS_CAP": cap, "HAS_SINKS": sinks, "HAS_SLOPES": slopes}
         | {"SEGMENTED": tiling.segmented},
         (*tensors, "segment"),
         tiling.num_warps,
@@ -93,9 +94,9 @@ def _prefill(
 
 def _decode(
     name: str, group: int, dim: int, dtype: torch.dtype, tiling: Tiling,
-    window: bool = False, cap: bool = False, sinks: bool = False,
+    window: bool = False, cap: bool = False, sinks: bool = False, slopes: bool = False,
 ) -> Variant:  # fmt: skip
-    whole = _prefill(name, group, dim, dtype, tiling, window, cap, sinks)
+    whole = _prefill(name, group, dim, dtype, tiling, window, cap, sinks, slopes)
     tensors = {n: t for n, t in whole.arguments.items() if n not in ("out", "sinks")}
     parts = dict.fromkeys(("part_top", "part_total", "part_acc"), "*fp32")
     constants = {n: c for n, c in whole.constants.items() if n not in ("HAS_SINKS", "SEGMENTED")}
@@ -111,8 +112,9 @@ def _decode(
 
 def _reduce(
     name: str, group: int, dim: int, dtype: torch.dtype,
-    window: bool = False, cap: bool = False, sinks: bool = False,
+    window: bool = False, cap: bool = False, sinks: bool = False, slopes: bool = False,
 ) -> Variant:  # fmt: skip
+    del cap, slopes  # in the scores already
     tensors = dict.fromkeys(("part_top", "part_total", "part_acc", "sinks"), "*fp32")
     tensors |= {"query_start": "*i32", "seq_lens": "*i32", "out": _POINTERS[dtype]}
     scalars = dict.fromkeys(("max_query_len", "segments", "segment", "window"), "i32")

@@ -50,7 +50,7 @@ def test_attention_with_every_flag(target):
 
 
 def test_attention_of_other_models_on_hopper():
-    reports = compile_attention(90, "g4-d128|g1-d64|g4-d128-f32")
+    reports = compile_attention(90, "g4-d128|g1-d64|g4-d128-f32|g1-d128-slopes")
     assert_clean(reports, outside_loop=32)
     units = {report.name: report.opcodes for report in reports}
     # Tiles of 64 and more rows use warp-group MMA, smaller ones the MMA of a single warp.

@@ -67,13 +67,14 @@ def _run(function, parts: list[Part], *, layout: dict | None = None, **arguments
     """Outputs of ``function`` for each part, on the CPU."""
     tensors, host = _paged(parts, **(layout or {}))
     arguments.setdefault("scale", tensors[0].shape[2] ** -0.5)
-    if isinstance(arguments.get("sinks"), torch.Tensor):
-        arguments["sinks"] = arguments["sinks"].to(DEVICE)
+    for name in ("sinks", "slopes"):
+        if isinstance(arguments.get(name), torch.Tensor):
+            arguments[name] = arguments[name].to(DEVICE)
     out = function(*tensors, **host, **arguments).cpu()
     return list(out.split([part.stop - part.start for part in parts]))
 
 
-def _truth(part: Part, *, window=None, softcap=None, sinks=None) -> torch.Tensor:
+def _truth(part: Part, *, window=None, softcap=None, sinks=None, slopes=None) -> torch.Tensor:
     """Plain attention in float64, [tokens, HQ, DV]."""
     q = part.request.q[part.start : part.stop].double()
     group = q.shape[1] // part.request.k.shape[1]
@@ -85,6 +86,8 @@ def _truth(part: Part, *, window=None, softcap=None, sinks=None) -> torch.Tensor
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     distance = torch.arange(part.start, part.stop)[:, None] - torch.arange(part.stop)
+    if slopes is not None:
+        scores = scores - slopes.double()[:, None, None] * distance
     hidden = distance < 0
     if window is not None:
         hidden |= distance >= window
@@ -94,6 +97,17 @@ def _truth(part: Part, *, window=None, softcap=None, sinks=None) -> torch.Tensor
         scores = torch.cat([scores, sink], dim=-1)
     weights = scores.softmax(dim=-1)[..., : part.stop]
     return torch.einsum("hqk,khd->qhd", weights, v)
+
+
+@pytest.fixture
+def flagged():
+    """``(flags, heads)`` -> flags with random sinks and ALiBi's slopes where they ask for them."""
+
+    def fill(flags: dict, heads: int) -> dict:
+        values = {"sinks": torch.randn(heads), "slopes": 2.0 ** -torch.linspace(1, 4, heads)}
+        return {name: values.get(name, value) for name, value in flags.items()}
+
+    return fill
 
 
 @pytest.fixture
@@ -120,5 +134,5 @@ def run():
 
 @pytest.fixture
 def truth():
-    """``(part, window=, softcap=, sinks=)`` -> plain attention in float64."""
+    """``(part, window=, softcap=, sinks=, slopes=)`` -> plain attention in float64."""
     return _truth

@@ -12,17 +12,17 @@ FLAGS = {
     "window": {"window": 20},
     "cap": {"softcap": 5.0},
     "sinks": {"sinks": True},
-    "all": {"window": 20, "softcap": 5.0, "sinks": True},
+    "slopes": {"slopes": True},
+    "all": {"window": 20, "softcap": 5.0, "sinks": True, "slopes": True},
 }
 HEADS = [((4, 4), (32, 32)), ((8, 2), (64, 64)), ((7, 1), (40, 24))]
 
 
 @pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
 @pytest.mark.parametrize(("heads", "dims"), HEADS)
-def test_equals_plain_attention(heads, dims, flags, make_request, part, run, truth):
+def test_equals_plain_attention(heads, dims, flags, flagged, make_request, part, run, truth):
     """Decoding, prefill from the start and from the middle, in one batch; pages hold NaN beyond."""
-    if flags.get("sinks"):
-        flags = {**flags, "sinks": torch.randn(heads[0])}
+    flags = flagged(flags, heads[0])
     requests = [make_request(n, heads, dims) for n in (1, 33, 70, 64)]
     spans = [(0, 1), (32, 33), (17, 70), (0, 64)]
     parts = [part(r, *span) for r, span in zip(requests, spans)]

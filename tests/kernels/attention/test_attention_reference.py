@@ -24,7 +24,8 @@ FLAGS = {
     "window": {"window": 20},
     "softcap": {"softcap": 3.0},
     "sinks": {"sinks": True},
-    "all": {"window": 33, "softcap": 3.0, "sinks": True},
+    "slopes": {"slopes": True},
+    "all": {"window": 33, "softcap": 3.0, "sinks": True, "slopes": True},
 }
 # Around the borders of KV tiles (32), pages (16) and query tiles.
 SPANS = [(0, 1), (0, 31), (31, 32), (32, 33), (0, 33), (15, 16), (16, 18), (63, 65), (7, 150)]
@@ -32,9 +33,9 @@ SPANS = [(0, 1), (0, 31), (31, 32), (32, 33), (0, 33), (15, 16), (16, 18), (63, 
 
 @pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
 @pytest.mark.parametrize(("heads", "dims"), HEADS)
-def test_equals_plain_attention(heads, dims, flags, make_request, part, run, truth):
+def test_equals_plain_attention(heads, dims, flags, flagged, make_request, part, run, truth):
     parts = [part(make_request(stop, heads, dims), start, stop) for start, stop in SPANS]
-    flags = flags | ({"sinks": torch.randn(heads[0])} if "sinks" in flags else {})
+    flags = flagged(flags, heads[0])
     for got, piece in zip(run(attend, parts, **flags), parts):
         torch.testing.assert_close(got.double(), truth(piece, **flags), rtol=1e-5, atol=1e-5)
 
@@ -69,9 +70,9 @@ def threads(request):
 
 @pytest.mark.parametrize("flags", [FLAGS["plain"], FLAGS["all"]], ids=["plain", "all"])
 @pytest.mark.parametrize(("heads", "dims"), HEADS)
-def test_bits_do_not_depend_on_the_chunks(heads, dims, flags, make_request, part, run):
+def test_bits_do_not_depend_on_the_chunks(heads, dims, flags, flagged, make_request, part, run):
     request = make_request(69, heads, dims)
-    flags = flags | ({"sinks": torch.randn(heads[0])} if "sinks" in flags else {})
+    flags = flagged(flags, heads[0])
     (whole,) = run(attend, [part(request, 0, 69)], **flags)
     for size in (1, 5, 17):
         got = in_chunks(run, part, request, size, layout={"seed": size}, **flags)
@@ -161,6 +162,7 @@ def test_no_tokens():
         ({"window": 0}, "window: got 0"),
         ({"softcap": -1.0}, "softcap: got -1.0"),
         ({"sinks": torch.ones(2)}, r"sinks: got torch.float32 \(2,\), wanted .*\(4,\)"),
+        ({"slopes": torch.ones(4).half()}, r"slopes: got torch.float16 \(4,\)"),
     ],
 )
 def test_bad_operands_are_named(change, message):

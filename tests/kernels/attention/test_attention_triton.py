@@ -38,7 +38,8 @@ HEADS = [  # (HQ, HKV), (D, DV): groups 1, 4 and 7, of which 16 rows hold 16, 4 
 FLAGS = {
     "plain": {},
     "window": {"window": 20},
-    "all": {"window": 37, "softcap": 3.0, "sinks": True},
+    "slopes": {"slopes": True},
+    "all": {"window": 37, "softcap": 3.0, "sinks": True, "slopes": True},
 }
 # Around the borders of KV tiles, segments, pages and query tiles.
 SPANS = [(0, 1), (15, 16), (16, 17), (31, 33), (30, 65), (70, 71)]
@@ -47,9 +48,9 @@ SPANS = [(0, 1), (15, 16), (16, 17), (31, 33), (30, 65), (70, 71)]
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
 @pytest.mark.parametrize(("heads", "dims"), HEADS)
-def test_equals_plain_attention(way, heads, dims, flags, make_request, part, run, truth):
+def test_equals_plain_attention(way, heads, dims, flags, flagged, make_request, part, run, truth):
     parts = [part(make_request(stop, heads, dims), start, stop) for start, stop in SPANS]
-    flags = flags | ({"sinks": torch.randn(heads[0])} if "sinks" in flags else {})
+    flags = flagged(flags, heads[0])
     for got, piece in zip(run(WAYS[way], parts, **flags), parts):
         torch.testing.assert_close(got.double(), truth(piece, **flags), rtol=1e-5, atol=1e-5)
 
@@ -78,10 +79,10 @@ def test_dtypes(dtype, pages_dtype, make_request, part, run, truth):
 @pytest.mark.parametrize("flags", [FLAGS["plain"], FLAGS["all"]], ids=["plain", "all"])
 @pytest.mark.parametrize(("heads", "dims"), HEADS[1:])
 def test_bits_do_not_depend_on_chunks_split_batch_or_pages(
-    heads, dims, flags, make_request, part, run
+    heads, dims, flags, flagged, make_request, part, run
 ):
     request, other = make_request(70, heads, dims), make_request(36, heads, dims)
-    flags = flags | ({"sinks": torch.randn(heads[0])} if "sinks" in flags else {})
+    flags = flagged(flags, heads[0])
     (whole,) = run(WAYS["one-pass"], [part(request, 0, 70)], **flags)
     cuts = [0, 5, 22, 39, 56, 68, 69, 70]
     for number, (start, stop) in enumerate(zip(cuts, cuts[1:])):
