@@ -50,6 +50,12 @@ class Meter:
         self.completion_tokens += 1
         return now
 
+    def add(self, other: Meter) -> None:
+        """Add the tokens of a part to those of the whole, which says what it cost."""
+        self.prompt_tokens += other.prompt_tokens
+        self.cached_tokens += other.cached_tokens
+        self.completion_tokens += other.completion_tokens
+
     @property
     def seconds(self) -> float:
         """Time since the request came."""

@@ -77,13 +77,16 @@ class Channel:
     """One connection, as its route sees it. Also what the output thread writes (``Frames``).
 
     Args:
-        sock: the socket, whose opening handshake is done.
+        sock: the socket.
+        parser: has read the opening handshake.
         max_message_bytes: longer messages end the connection.
     """
 
     def __init__(self, sock: socket.socket, parser: WSConnection, max_message_bytes: int) -> None:
         self._sock, self._parser, self._most = sock, parser, max_message_bytes
-        self._parts: list[str | bytes] = []  # of a message that is not complete
+        # Of a message that is not complete.
+        self._parts: list[str | bytes] = []
+        self._size = 0
         self._lock = threading.Lock()
         self._queue: collections.deque[bytes] = collections.deque()
         self._sources: list[Source] = []
@@ -125,7 +128,7 @@ class Channel:
         while True:
             poller.poll()
             if self.ended:
-                return None
+                return
             try:
                 data = self._sock.recv(_READ_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -138,11 +141,10 @@ class Channel:
                 self._parser.receive_data(data)
                 yield from self._parsed()
             except RemoteProtocolError:
-                return self._cut(CloseReason.PROTOCOL_ERROR)
+                self._cut(CloseReason.PROTOCOL_ERROR)
             if self._gone:
-                return None
+                return
         self.client_gone()
-        return None
 
     def _parsed(self) -> Iterator[str | bytes]:
         """Whole messages out of what has been received; control frames are answered here."""
@@ -150,12 +152,15 @@ class Channel:
         for event in self._parser.events():
             if isinstance(event, TextMessage | BytesMessage):
                 parts.append(event.data)
-                if sum(map(len, parts)) > self._most:
+                # A fragment counts too, or empty ones would be kept without end.
+                self._size += len(event.data) + 1
+                if self._size > self._most:
                     self._cut(CloseReason.MESSAGE_TOO_BIG)
                     return
                 if event.message_finished:
                     message = type(parts[0])().join(parts)
                     parts.clear()
+                    self._size = 0
                     yield message
             else:
                 self._control(event)

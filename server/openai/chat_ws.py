@@ -60,12 +60,21 @@ def blueprint(services: Services) -> Blueprint:
 
 
 class _Request:
-    """One request in progress; a ``websocket.Source``."""
+    """One request in progress; a ``websocket.Source``.
+
+    Args:
+        account: the connection's, which its tokens are added to.
+    """
 
     def __init__(
-        self, request_id: object, generation: Generation, service: Service, logprobs: bool
+        self,
+        request_id: object,
+        generation: Generation,
+        service: Service,
+        logprobs: bool,
+        account: Meter,
     ) -> None:
-        self.id = request_id
+        self.id, self._account = request_id, account
         self._generation, self._service, self._logprobs = generation, service, logprobs
         self._usage, self._cancelled = Usage(1), False
         self.ended = False
@@ -79,8 +88,8 @@ class _Request:
         except ClientGone:
             self._end()
         except Exception as error:
-            self._end()
             said.append(self._marked(self._last_words(error)))
+            self._end()
         return said
 
     def _last_words(self, error: Exception) -> dict:
@@ -117,8 +126,10 @@ class _Request:
         return message if self.id is None else {**message, "id": self.id}
 
     def _end(self) -> None:
-        self.ended = True
-        self._generation.meter.close()
+        if not self.ended:
+            self.ended = True
+            self._generation.meter.close()
+            self._account.add(self._generation.meter)
 
     def stop(self) -> None:
         """The client wants no more of it; it is told when it has ended."""
@@ -130,7 +141,7 @@ class _Request:
 
     def cancel(self) -> None:
         self._generation.client_gone()
-        self._generation.meter.close()
+        self._end()
 
 
 class _Conversation:
@@ -225,7 +236,7 @@ class _Conversation:
             g.meter = connection
         connection.model = service.model_id
         generation.notify(self._channel.wake)
-        return _Request(request_id, generation, service, body.logprobs is True)
+        return _Request(request_id, generation, service, body.logprobs is True, connection)
 
 
 def error_message(error: Exception) -> dict:
