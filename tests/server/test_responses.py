@@ -27,7 +27,10 @@ TOOL = {
 }  # fmt: skip
 
 
-both_stores = pytest.mark.parametrize("settings", ["sqlite", "postgresql"], indirect=True)
+def both_stores(test):
+    """Run a test on an empty store of each kind."""
+    each = pytest.mark.parametrize("settings", ["sqlite", "postgresql"], indirect=True)
+    return pytest.mark.usefixtures("settings")(each(test))
 
 
 @pytest.fixture
@@ -35,9 +38,22 @@ def settings(request, new_store):
     return new_store(getattr(request, "param", "sqlite"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def shared_app(llm):
+    """For tests that do not mind what others have stored."""
+    app = create_app(ServerConfig(), llm)
+    body = {"model": app.extensions["service"].model_id, "input": "x", "max_output_tokens": 1}
+    # Its threads start here, and not within a test.
+    assert app.test_client().post("/v1/responses", json=body).status_code == 200
+    yield app
+    close_app(app)
+
+
 @pytest.fixture
-def client(make_app, settings):
-    return make_app(**settings).test_client()
+def client(request, make_app):
+    if "settings" in request.fixturenames:
+        return make_app(**request.getfixturevalue("settings")).test_client()
+    return request.getfixturevalue("shared_app").test_client()
 
 
 @pytest.fixture
@@ -393,7 +409,7 @@ def test_responses_survive_a_restart(llm, settings, model_id):
     """Also one that was not finished: it is begun again, and says the same again."""
     app = create_app(ServerConfig(**settings), llm)
     client = app.test_client()
-    body = {"model": model_id, "input": QUESTION, "max_output_tokens": 200, "ignore_eos": True}
+    body = {"model": model_id, "input": QUESTION, "max_output_tokens": 80, "ignore_eos": True}
     finished = client.post("/v1/responses", json=body).get_json()
     cut = client.post("/v1/responses", json={**body, "background": True}).get_json()
     job = app.extensions["responses"].find(cut["id"])
@@ -412,6 +428,6 @@ def test_responses_survive_a_restart(llm, settings, model_id):
     events = events_of(client.get(f"/v1/responses/{cut['id']}?stream=true"))
     close_app(app)
     assert response["status"] == "incomplete"
-    assert response["usage"]["output_tokens"] == 200
+    assert response["usage"]["output_tokens"] == 80
     assert text_of(events) == response["output"][0]["content"][0]["text"]
     assert text_of(events).startswith(before)
