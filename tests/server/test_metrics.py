@@ -19,9 +19,7 @@ def scrape(client):
     response = client.get("/metrics")
     assert response.content_type.startswith("text/plain")
     families = text_string_to_metric_families(response.get_data(as_text=True))
-    return {
-        (s.name, tuple(sorted(s.labels.items()))): s.value for f in families for s in f.samples
-    }
+    return {(s.name, tuple(sorted(s.labels.items()))): s.value for f in families for s in f.samples}
 
 
 def complete(client, model_id, **fields):
@@ -92,7 +90,7 @@ def test_ready_follows_draining_while_health_does_not(client):
     assert client.get("/health").status_code == 200
 
 
-def test_the_access_log_tells_what_a_request_cost_and_not_what_it_said(make_app, model_id, tmp_path):
+def test_the_access_log_tells_the_cost_and_not_the_words(make_app, model_id, tmp_path):
     path = tmp_path / "access.jsonl"
     client = make_app(access_log=str(path), api_keys=("very-secret",)).test_client()
     client.environ_base["HTTP_AUTHORIZATION"] = "Bearer very-secret"
