@@ -17,7 +17,7 @@ _PARTS = re.compile(
     r'"(?:\\.|[^"\\\n])*"[i]?'
     r"|/(?!/)(?:\\.|\[(?:\\.|[^\]\\\n])*\]|[^/\\\n])+/[a-z]*"
     r"|//[^\n]*|\#[^\n]*"
-    r"|%json(?P<json>\s+)"
+    r"|%json(?P<json>\s*)(?=[{tf])"
     r"|(?P<other>%[a-z_]+|@\w+)"
 )
 #: Options that only change how JSON is laid out.

@@ -38,7 +38,7 @@ class ConstraintLimits:
         cache_bytes: of compiled grammars that are kept.
     """
 
-    seconds: float = 0.3
+    seconds: float = 0.2
     memory: int = 384 << 20
     cache_bytes: int = 128 << 20
 

@@ -4,7 +4,7 @@ llguidance bounds most of what a grammar can cost, not all: some take minutes to
 or the stack, and with it the process. So each is compiled here first, under limits the kernel
 enforces, and followed for a few steps. One JSON object per line comes in and one goes out:
 
-    {"vocab_size": 151936, "special": {"151645": "<|im_end|>"}, "end": [151645], "seconds": 0.4,
+    {"vocab_size": 151936, "special": {"151645": "<|im_end|>"}, "end": [151645], "seconds": 0.2,
      "memory": bytes}                                                                        first
     {"kind": "regex", "source": "a+", "param": "regex"}
     {"grammar": "..."}  or  {"message": "...", "param": "..."}
