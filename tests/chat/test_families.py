@@ -5,10 +5,11 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from replies import TOOLS, Outcome, read, thinking_of
+from replies import TOOLS, ByteTokenizer, Outcome, read, thinking_of
 from transcripts import FAMILIES, family, parsed, vocabulary_of
 
 from oxillama_torch.chat.reader import Reader
+from oxillama_torch.chat.reply import ReplyFormat
 from oxillama_torch.chat.syntax import family_of
 
 # Where text may come before calls.
@@ -27,6 +28,21 @@ def test_calls_are_read_however_they_are_cut(name, tokens):
         cut = read(family(name, vocabulary), reply, vocabulary, step=step)
         assert cut.calls == whole.calls, step
         assert (cut.text, cut.thought) == ("", "")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tokens_may_be_single_bytes(name):
+    """From token ids on; letters of two and four bytes come in pieces."""
+    vocabulary = vocabulary_of(name)
+    text = FAMILIES[name][2].replace("Oslo", "Ósló 🙂")
+    reply = ReplyFormat(family(name, vocabulary), None, TOOLS).reply(ByteTokenizer(vocabulary), ())
+    outcome = Outcome()
+    for token_id in vocabulary.ids(text):
+        outcome.add(reply.push(token_id))
+    outcome.add(reply.flush())
+    (called, arguments), *_ = parsed(outcome.calls)
+    assert (called, arguments["city"]) == ("get_weather", "Ósló 🙂")
+    assert (outcome.text, reply.calls) == ("", len(FAMILIES[name][3]))
 
 
 @pytest.mark.parametrize("name", AFTER_TEXT)

@@ -6,7 +6,7 @@ import json
 import random
 
 import pytest
-from replies import TOOLS, read, thinking_of
+from replies import TOOLS, ByteTokenizer, read, thinking_of
 from transcripts import CALLS, FAMILIES, family, parsed, vocabulary_of
 
 from oxillama_torch.chat.grammar import Thinking, Wish
@@ -22,29 +22,10 @@ def compiler():
     def of(vocabulary):
         key = tuple(vocabulary.markers)
         if key not in known:
-            known[key] = ConstraintCompiler(_ForGrammars(vocabulary))
+            known[key] = ConstraintCompiler(ByteTokenizer(vocabulary))
         return known[key]
 
     return of
-
-
-class _ForGrammars:
-    """A ByteVocabulary as the constraint compiler wants it."""
-
-    def __init__(self, vocabulary):
-        self._spellings = {i: s for s, i in vocabulary.markers.items()}
-        self.vocab_size = 256 + len(self._spellings)
-        self.eos_ids = frozenset([vocabulary.end_id])
-        self.special_ids = frozenset(self._spellings)
-        self.suppressed_ids = frozenset()
-
-    def token_bytes(self, token_id):
-        if token_id < 256:
-            return bytes([token_id])
-        return self._spellings[token_id].encode()
-
-    def encode(self, text, **_):
-        return list(text.encode())
 
 
 def follows(compiler, vocabulary, grammar, reply):

@@ -138,6 +138,29 @@ def test_mistrals_ids_have_nine_letters(ready, tokenizer):
     assert third == "abcdefghi"
 
 
+def test_phis_tools_are_a_field_of_the_system_message(ready, tokenizer):
+    source = (
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }}"
+        "{% if m['tools'] %}<|tool|>{{ m['tools'] }}<|/tool|>{% endif %}{{ '\\n' }}{% endfor %}"
+    )
+    source += "{# message['tools'] #}"
+    function = {"name": "get-time", "arguments": "{}"}
+    history = [
+        {"role": "user", "content": "Time?"},
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": "c", "type": "function", "function": function}],
+        },
+        {"role": "tool", "tool_call_id": "c", "content": "noon"},
+    ]
+    text = tokenizer.decode(ready(source, messages=history, tools=TOOLS).ids)
+    system, user, call, result = text.splitlines()
+    shown = system.removeprefix("[system] <|tool|>").removesuffix("<|/tool|>")
+    assert json.loads(shown) == [tool.definition()["function"] for tool in TOOLS]
+    assert (user, result) == ("[user] Time?", "[tool] noon")
+    assert json.loads(call.removeprefix("[assistant] ")) == [{"name": "get-time", "arguments": {}}]
+
+
 def test_reasoning_is_open_where_the_prompt_opens_it(ready):
     assert ready(THINKING).reply_format.thinking.open
     closed = ready(THINKING, template_kwargs={"enable_thinking": False})

@@ -51,6 +51,26 @@ class ByteVocabulary:
         return ids
 
 
+class ByteTokenizer:
+    """A ByteVocabulary as the detokenizer and the constraint compiler want it."""
+
+    def __init__(self, vocabulary: ByteVocabulary) -> None:
+        self._spellings = {i: spelling for spelling, i in vocabulary.markers.items()}
+        self.vocab_size = FIRST_MARKER + len(self._spellings)
+        self.eos_ids = frozenset([vocabulary.end_id])
+        self.special_ids = frozenset(self._spellings)
+        self.suppressed_ids: frozenset[int] = frozenset()
+        self.adds_space = False
+
+    def token_bytes(self, token_id: int) -> bytes:
+        if token_id < FIRST_MARKER:
+            return bytes([token_id])
+        return self._spellings[token_id].encode()
+
+    def encode(self, text: str, **_: object) -> list[int]:
+        return list(text.encode())
+
+
 @dataclass
 class Outcome:
     """A reply as its reader gets it."""
