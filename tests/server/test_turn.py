@@ -12,6 +12,7 @@ from oxillama_torch.config import ServerConfig
 from oxillama_torch.engine.request import FinishEvent, PromptEvent, RequestHandle, TokenEvent
 from oxillama_torch.sampling.params import SamplingParams
 from oxillama_torch.server.openai.chat import ChatForm
+from oxillama_torch.server.schemas.chat import ChatBody
 from oxillama_torch.server.service import Service
 from oxillama_torch.server.turn import Turn, start_turn
 from oxillama_torch.tokenizer.chat_template import ChatTemplate
@@ -117,3 +118,30 @@ def test_stop_strings_do_not_look_into_reasoning(play):
     [choice] = completion.choices
     assert (choice.message.reasoning_content, choice.message.content) == ("Oslo", "In ")
     assert choice.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("fields", "variables", "budget"),
+    [
+        ({}, {}, None),
+        (
+            {"reasoning_effort": "none", "reasoning_budget": 7},
+            {"reasoning_effort": "none", "enable_thinking": False, "thinking": False},
+            7,
+        ),
+        (
+            {"reasoning_effort": "high", "chat_template_kwargs": {"thinking": False, "a": 1}},
+            {"reasoning_effort": "high", "enable_thinking": True, "thinking": False, "a": 1},
+            None,
+        ),
+        ({"thinking_token_budget": 3}, {}, 3),
+        ({"reasoning_budget": -1}, {}, None),
+    ],
+)
+def test_fields_about_reasoning(fields, variables, budget):
+    body = ChatBody.model_validate(
+        {"model": "m", "messages": [{"role": "user", "content": "Hi"}], **fields}
+    )
+    turn = body.turn(SamplingParams(), ())
+    assert turn.template_kwargs == variables
+    assert turn.reasoning_budget == budget
