@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AliasChoices, Field
 
@@ -36,7 +36,9 @@ _WITHOUT_EFFECT = frozenset(
 )
 _RANDOM_SEEDS = (-1, 2**32 - 1)
 
-PromptPart = str | int
+T = TypeVar("T")
+Several = Annotated[list[T], Field(min_length=1)]
+PromptPart = str | Annotated[int, Field(ge=0)]
 Bias = Finite | bool
 BiasPair = Annotated[list[int | str | Bias], Field(min_length=2, max_length=2)]
 
@@ -49,7 +51,7 @@ class ScaledAdapter(StrictModel):
 
 
 class NativeCompletionBody(StrictModel):
-    prompt: str | list[PromptPart] | list[str | list[PromptPart]]
+    prompt: str | Several[PromptPart] | Several[str | Several[PromptPart]]
     model: str | None = None
     stream: bool = False
     n_predict: Annotated[
@@ -108,14 +110,12 @@ class NativeCompletionBody(StrictModel):
 
     def prompts(self, service: Service) -> list[list[int]]:
         """Token ids of each prompt. Texts and ids may be mixed in one; spellings of special tokens
-        are such tokens, as llama-server has it: prompts of this route are written by programs."""
+        are such tokens, as llama-server has it: prompts of this route are written by programs. An
+        empty one is the beginning of a text: the begin token, or where there is none the end's."""
         given = self.prompt
         if isinstance(given, str) or any(isinstance(part, int) for part in given):
             given = [given]
-        prompts = [self._ids(item, f"prompt[{i}]", service) for i, item in enumerate(given)]
-        if not prompts:
-            raise RequestError("'prompt' must not be empty.", param="prompt")
-        return prompts
+        return [self._ids(item, f"prompt[{i}]", service) for i, item in enumerate(given)]
 
     @staticmethod
     def _ids(item: str | list[PromptPart], param: str, service: Service) -> list[int]:
@@ -129,6 +129,8 @@ class NativeCompletionBody(StrictModel):
             else:
                 tokenizer.check_fits(part, service.engine.max_context, param)
                 ids += tokenizer.encode(part, add_special=index == 0, parse_special=True)
+        if not ids:
+            ids = [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None][:1]
         if not ids:
             raise RequestError("a prompt must have at least one token.", param=param)
         return ids

@@ -82,6 +82,14 @@ def test_prompts_are_texts_ids_or_both(client, llm):
     assert [a["content"] for a in several[:4]] == [whole] * 4
 
 
+def test_an_empty_prompt_is_the_beginning_of_a_text(client, llm):
+    start = llm.tokenizer.bos_id if llm.tokenizer.bos_id is not None else llm.tokenizer.eos_id
+    empty = post(client, "/completion", {**GREEDY, "prompt": ""})[1]
+    assert (
+        empty["content"] == post(client, "/completion", {**GREEDY, "prompt": [start]})[1]["content"]
+    )
+
+
 def test_prefill_alone(client):
     answer = post(client, "/completion", {**GREEDY, "n_predict": 0})[1]
     assert (answer["content"], answer["tokens_predicted"]) == ("", 0)
