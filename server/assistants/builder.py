@@ -37,7 +37,7 @@ class RunBuilder:
     """
 
     def __init__(self, run: Object, usage: dict[str, int]) -> None:
-        self.run, self.usage = run, usage
+        self.run, self.usage, self._before = run, usage, dict(usage)
         self.step: Object | None = None
         self.message: Object | None = None
         self.changed: list[Object] = [run]
@@ -187,7 +187,7 @@ class RunBuilder:
             return
         step, self.step = self.step, None
         step.update({"status": status, f"{status}_at": _now(), "last_error": error})
-        step["usage"] = dict(self.usage)
+        step["usage"] = step["usage"] or self._of_this_turn()
         self._note(step)
         yield f"thread.run.step.{status}", step
 
@@ -196,6 +196,7 @@ class RunBuilder:
             {**call, "function": {k: call["function"][k] for k in ("name", "arguments")}}
             for call in self.step["step_details"]["tool_calls"]
         ]
+        self.step["usage"] = self._of_this_turn()
         self._note(self.step)
         self.run["status"] = "requires_action"
         self.run["required_action"] = {
@@ -213,6 +214,9 @@ class RunBuilder:
             self.run[f"{status}_at"] = _now()
         self._note(self.run)
         return f"thread.run.{status}", self.run
+
+    def _of_this_turn(self) -> dict[str, int]:
+        return {name: self.usage[name] - self._before[name] for name in self.usage}
 
     def _count(self, name: str, tokens: int) -> None:
         self.usage[name] += tokens

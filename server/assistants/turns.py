@@ -50,10 +50,7 @@ def begin_turn(
     """
     if service.template is None:
         raise UnsupportedError("chat with a model whose file has no chat template")
-    units = _units(objects, run["id"])
-    strategy = run["truncation_strategy"]
-    if strategy["type"] == "last_messages":
-        units = units[-strategy["last_messages"] :]
+    units = _wanted(run, objects)
     context, own = service.engine.max_context, run["max_prompt_tokens"]
     limit = min(own or context, context - min(_ROOM, context // 4))
     while True:
@@ -70,6 +67,11 @@ def begin_turn(
     return Generation(
         service, [prompt.ids], prompt.params, _deadline(service, run), adapters, prompt.reply_format
     )
+
+
+def _wanted(run: Mapping[str, Any], objects: Sequence[Object]) -> list[Unit]:
+    units, strategy = _units(objects, run["id"]), run["truncation_strategy"]
+    return units[-strategy["last_messages"] :] if strategy["last_messages"] else units
 
 
 def _turn(

@@ -30,6 +30,7 @@ __all__ = [
     "move",
 ]
 
+_STAMPS = ("cancelled", "cancelling", "completed", "expired", "failed", "finalizing")
 UNFINISHED = ("validating", "in_progress", "finalizing", "cancelling")
 
 
@@ -50,7 +51,6 @@ def add_batch(
         window: as the client wrote it, and in seconds.
     """
     now = int(time.time())
-    stamps = ("cancelled", "cancelling", "completed", "expired", "failed", "finalizing")
     data = {
         "id": f"batch_{uuid.uuid4().hex}",
         "object": "batch",
@@ -65,14 +65,13 @@ def add_batch(
         "created_at": now,
         "in_progress_at": None,
         "expires_at": now + window[1],
-        **{f"{name}_at": None for name in stamps},
+        **{f"{name}_at": None for name in _STAMPS},
         "request_counts": {"total": 0, "completed": 0, "failed": 0},
         "usage": _usage({}),
         "metadata": metadata,
     }
-    row = BatchRow(
-        id=data["id"], created_at=now, data=data, status="validating", blob=blob, options=options
-    )
+    row = BatchRow(id=data["id"], created_at=now, data=data, blob=blob, options=options)
+    row.status = data["status"]
     session.add(row)
     return row
 

@@ -34,6 +34,11 @@ def blueprint(services: Services) -> Blueprint:
         with _store().read() as session:
             return jsonify(as_list(*page(session, AssistantRow, **list_query())))
 
+    _add_single(routes, services)
+    return routes
+
+
+def _add_single(routes: Blueprint, services: Services) -> None:
     @routes.get("/v1/assistants/<assistant_id>")
     def get(assistant_id: str) -> Response:
         with _store().read() as session:
@@ -58,8 +63,6 @@ def blueprint(services: Services) -> Blueprint:
             lambda session: session.delete(fetch(session, AssistantRow, assistant_id, "assistant"))
         )
         return jsonify({"id": assistant_id, "object": "assistant.deleted", "deleted": True})
-
-    return routes
 
 
 def _store() -> Store:

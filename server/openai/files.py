@@ -53,17 +53,16 @@ def blueprint(services: Services) -> Blueprint:
                 code="overloaded",
                 type="server_error",
             )
-        store, kept = _store(), []
         try:
-            expire_files(store)
-            return jsonify(_add(store, _receive(store, services.config.max_file_bytes, kept), kept))
-        except BaseException:
-            for _, blob, _ in kept:
-                store.blobs.delete(blob)
-            raise
+            return jsonify(_upload(services.config.max_file_bytes))
         finally:
             uploads.release()
 
+    _add_reading(routes)
+    return routes
+
+
+def _add_reading(routes: Blueprint) -> None:
     @routes.get("/v1/files")
     def list_files() -> Response:
         store = _store()
@@ -86,8 +85,6 @@ def blueprint(services: Services) -> Blueprint:
     def delete(file_id: str) -> Response:
         delete_file(_store(), file_id)
         return jsonify({"id": file_id, "object": "file", "deleted": True})
-
-    return routes
 
 
 def send_blob(row: FileRow, mimetype: str) -> Response:
@@ -116,6 +113,17 @@ def _find(file_id: str) -> FileRow:
     expire_files(store)
     with store.read() as session:
         return find_file(session, file_id)
+
+
+def _upload(max_bytes: int) -> dict:
+    store, kept = _store(), []
+    expire_files(store)
+    try:
+        return _add(store, _receive(store, max_bytes, kept), kept)
+    except BaseException:
+        for _, blob, _ in kept:
+            store.blobs.delete(blob)
+        raise
 
 
 def _receive(store: Store, max_bytes: int, kept: list[Blob]) -> _UploadForm:

@@ -264,6 +264,7 @@ def test_tools_are_called_and_answered(sdk, assistant, thread):
     assert final.id == run.id and final.status == "completed"
     steps = [strict(s) for s in sdk.threads.runs.steps.list(run.id, thread_id=thread.id)]
     assert [step.type for step in steps] == ["message_creation", "tool_calls"]
+    assert sum(step.usage.total_tokens for step in steps) == final.usage.total_tokens
     [answered] = steps[1].step_details.tool_calls
     assert answered.function.output == "sunny" and steps[1].status == "completed"
     # every later run of the thread sees the call as chat would be given it
