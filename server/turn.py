@@ -25,10 +25,11 @@ class Turn(Ask):
 
 
 def effort_variables(effort: str | None) -> dict[str, Any]:
-    """Variables for the template. Effort has two names there: its own, and thinking or not."""
+    """Variables for the template. Most know two efforts, under one of two names."""
     if effort is None:
         return {}
-    return {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+    thinks = effort != "none"
+    return {"reasoning_effort": effort, "enable_thinking": thinks, "thinking": thinks}
 
 
 def start_turn(service: Service, turn: Turn, deadline: float | None = None) -> Generation:
