@@ -1,5 +1,6 @@
 """Batches. Oracles: the openai SDK's models and client; what routes answer to single requests."""
 
+import importlib
 import io
 import json
 import threading
@@ -13,7 +14,10 @@ from openai.types import Batch
 
 from oxillama_torch.config import ServerConfig
 from oxillama_torch.errors import CapacityError
+from oxillama_torch.llm import LLM
 from oxillama_torch.server.app import close_app, create_app
+from oxillama_torch.server.batches import runner
+from oxillama_torch.server.store.errors import StoreError
 
 CHAT = "/v1/chat/completions"
 
@@ -348,3 +352,48 @@ def test_lines_have_the_limits_of_their_caller_and_end_with_his_key(make_app, tm
     assert counts()["completed"] <= 29 and counts()["failed"] == 0
     keys.write_text("other\n")
     wait_for(lambda: counts()["failed"] > 0, "the lines of a key that is gone are run")
+
+
+@pytest.mark.parametrize("where", ["runner.add_line", "results.add_file", "runner.begin"])
+def test_a_store_that_fails_for_a_while_costs_nothing(api, llm, monkeypatch, where):
+    module, _, name = where.partition(".")
+    module = importlib.import_module(f"oxillama_torch.server.batches.{module}")
+    real, failures = getattr(module, name), []
+
+    def failing(*args, **kwargs):
+        if len(failures) < 3:
+            failures.append(name)
+            raise StoreError("the disk is full")
+        return real(*args, **kwargs)
+
+    submit, prompts = llm.engine.submit, []
+
+    def record(request, sink=None):
+        prompts.append(request)
+        return submit(request, sink)
+
+    monkeypatch.setattr(runner, "_STORE_RETRY_S", 0.01)
+    monkeypatch.setattr(module, name, failing)
+    monkeypatch.setattr(llm.engine, "submit", record)
+    done = api.ended(api.create([api.line(f"r{i}", prompt="x") for i in range(5)])["id"])
+    assert (done.status, done.request_counts.completed, len(failures)) == ("completed", 5, 3)
+    assert len(prompts) == 5, "no line is run twice"
+    assert len(api.lines(done.output_file_id)) == 5
+
+
+def test_nobody_waits_for_a_batch(tmp_path):
+    """Lines may hold every place of the engine; a client still gets the next one."""
+    with LLM(max_batch_size=2, device="cpu") as llm:
+        app = create_app(ServerConfig(), llm)
+        api = Client(app)
+        lines = [api.line(f"r{i}", prompt="x", max_tokens=400, ignore_eos=True) for i in range(8)]
+        batch = api.create(lines)
+        wait_for(lambda: llm.engine.stats()["running"] == 2, "no line is run")
+        for _ in range(3):
+            body = {"model": api.model, "prompt": "x", "max_tokens": 2}
+            api.post("/v1/completions", body)
+        counts = api.get(f"/v1/batches/{batch['id']}")["request_counts"]
+        assert counts["completed"] < 8
+        assert llm.engine.stats()["preemptions"] >= 1
+        api.post(f"/v1/batches/{batch['id']}/cancel")
+        close_app(app)
