@@ -33,7 +33,8 @@ def test_a_case_runs_twice_alike_and_changes_nothing(op, m):
         before = [x.clone() for x in case.args if isinstance(x, torch.Tensor)]
         first, second = case.run(_reference(case)), case.run(_reference(case))
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-        assert all(x.isfinite().all() and x.any() for x in first)
+        assert all(x.isfinite().all() for x in first)
+        assert any(x.any() for x in first)
         after = [x for x in case.args if isinstance(x, torch.Tensor)]
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
@@ -56,8 +57,9 @@ def _spoilt(reference, case, value):
     def run(*args, **kwargs):
         out = reference.function(*args, **kwargs)
         tensors = [out] if isinstance(out, torch.Tensor) else list(out or ())
+        tensors = [x for x in tensors if x.is_floating_point()]
         target = (tensors or [args[WRITTEN[case.op][0]]])[0].view(-1)
-        target[7] = target[7] + 0.01 * target.norm() if value is None else value
+        target[-1] = target[-1] + 0.01 * (1 + target.norm()) if value is None else value
         return out
 
     return run
