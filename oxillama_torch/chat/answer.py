@@ -17,6 +17,7 @@ from oxillama_torch.sampling.constraint_gbnf import GbnfError, gbnf_to_lark
 __all__ = ["Answer", "answer_of"]
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_IN_SLASHES = {"/": r"\/", "\n": r"\n"}
 _START = re.compile(r'("(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/)|\bstart\b')
 
 
@@ -95,7 +96,9 @@ def _body(constraint: Constraint) -> str | None:
         case "choice":
             return " | ".join(literal(str(text)) for text in _loads(constraint))
         case "regex":
-            return "/" + re.sub(r"\\.|/", lambda m: r"\/" if m[0] == "/" else m[0], source) + "/"
+            # Within slashes; an empty one would begin a comment.
+            inner = re.sub(r"\\.|[/\n]", lambda m: _IN_SLASHES.get(m[0], m[0]), source)
+            return f"/(?:{inner})/"
         case "gbnf":
             try:
                 rules = gbnf_to_lark(source)

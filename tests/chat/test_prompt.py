@@ -206,6 +206,9 @@ def test_a_grammar_of_ones_own_comes_after_reasoning(ready, accepts):
     constraint = ready(THINKING, params=params).params.constraint
     assert accepts(constraint, "Hm</think>abba")
     assert not accepts(constraint, "Hm</think>abc")
+    for expression, text in (("a/b\\\\|c\nd", "c\nd"), ("a/b\\\\|c", "a/b\\"), ("", "")):
+        params = SamplingParams(constraint=Constraint("regex", expression))
+        assert accepts(ready(THINKING, params=params).params.constraint, f"Hm</think>{text}")
     params = SamplingParams(constraint=Constraint("gbnf", 'root ::= "a" start\nstart ::= [0-9]+'))
     assert accepts(ready(THINKING, params=params).params.constraint, "Hm</think>a17")
     with pytest.raises(RequestError):
