@@ -21,7 +21,7 @@ from typing import Any, Literal
 from oxillama_torch.completion import Collector, Completion, requests_for
 from oxillama_torch.engine.request import GenerationRequest
 from oxillama_torch.engine.thread import EngineThread
-from oxillama_torch.errors import RequestError
+from oxillama_torch.errors import EngineError, RequestError
 from oxillama_torch.sampling.params import SamplingParams, TokenLogprobs
 from oxillama_torch.tokenizer.tokenizer import Tokenizer
 
@@ -32,6 +32,8 @@ EarlyStopping = bool | Literal["never"]
 #: Most alternatives that a request may ask for.
 _MAX_ALTERNATIVES = 1024
 _MAX_WIDTH = 64
+#: The longest text to this power is still a number.
+_MAX_PENALTY = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,8 +91,11 @@ class BeamSearch:
             raise RequestError(f"a beam search is 1 to {_MAX_WIDTH} wide", param="n")
         if max_tokens < 1:
             raise RequestError("a beam has at least one token", param="max_tokens")
-        if not -100 <= length_penalty <= 100:
-            raise RequestError("length_penalty is between -100 and 100", param="length_penalty")
+        if not -_MAX_PENALTY <= length_penalty <= _MAX_PENALTY:
+            raise RequestError(
+                f"length_penalty is between {-_MAX_PENALTY} and {_MAX_PENALTY}",
+                param="length_penalty",
+            )
         self.prompt, self._adapters = tuple(prompt), adapters
         self._width, self._max_tokens = width, max_tokens
         self._penalty, self._early = length_penalty, early_stopping
@@ -198,9 +203,12 @@ def search(
     while open_searches := [search for search in searches if not search.done]:
         requests = [search.requests() for search in open_searches]
         flat = [request for group in requests for request in group]
-        tokens = iter(Collector(engine, tokenizer).completions(flat))
+        tokens = Collector(engine, tokenizer).completions(flat)
+        if not all(token.logprobs for token in tokens):
+            raise EngineError("the engine has been stopped")
+        found = iter(tokens)
         for open_search, group in zip(open_searches, requests):
-            open_search.advance([next(tokens).logprobs[0] for _ in group])
+            open_search.advance([next(found).logprobs[0] for _ in group])
     return [
         [
             replace(beam, text=tokenizer.decode(beam.token_ids, skip_special=True))

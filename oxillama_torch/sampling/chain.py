@@ -131,11 +131,11 @@ def probabilities(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Te
 
 def _candidates(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> Iterator[Candidates]:
     """What is left after all steps, for the rows that draw; those with the same steps together."""
-    groups: dict[tuple[str, ...], list[int]] = {}
+    groups: dict[tuple[tuple[str, ...], bool], list[int]] = {}
     for line, row in enumerate(rows):
         if not row.greedy:
-            groups.setdefault(row.steps, []).append(line)
-    for steps, lines in groups.items():
+            groups.setdefault((row.steps, row.ranks_many), []).append(line)
+    for (steps, _), lines in groups.items():
         relative = bool(steps) and not any(step in _LOGIT_STEPS for step in steps)
         for part in _at_once(lines, logits):
             x = logits[part[0] : part[-1] + 1]

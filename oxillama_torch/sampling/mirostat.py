@@ -25,20 +25,29 @@ import torch
 
 from oxillama_torch.sampling.candidates import Candidates, likeliest
 from oxillama_torch.sampling.fixed_point import ONE, steady_sum
-from oxillama_torch.sampling.row import SamplingRow
+from oxillama_torch.sampling.row import MANY, SamplingRow
 
 __all__ = ["follow", "mirostat_1", "mirostat_2"]
 
 _ESTIMATE_FROM = 100
 
 
-def mirostat_1(c: Candidates) -> None:
-    """Keep the k likeliest, k by Zipf's law."""
+def mirostat_1(c: Candidates) -> list[Candidates] | None:
+    """Keep the k likeliest, k by Zipf's law.
+
+    Returns: None when it is done; parts that have to do this step again when rows differ much.
+    """
     k = _zipf_k(c)
     # How many columns are needed is for the host to know.
-    columns = likeliest(c.x, max(int(k.amax()), 1))
+    found = [int(number) for number in k[:, 0].tolist()]
+    many = [line for line, number in enumerate(found) if number > MANY]
+    if many and len(many) < len(found):
+        few = [line for line, number in enumerate(found) if number <= MANY]
+        return [c.select(few), c.select(many)]
+    columns = likeliest(c.x, max(found))
     c.keep_columns(columns)
     c.drop(torch.arange(columns.shape[-1], device=c.x.device) >= k)
+    return None
 
 
 def mirostat_2(c: Candidates) -> None:

@@ -24,19 +24,17 @@ from oxillama_torch.sampling.fixed_point import ONE, steady_sum
 __all__ = ["entropy", "top_k", "top_p", "typical_p"]
 
 _FIRST_CANDIDATES = 256
+_GROWTH = 16
 
 #: Below any logit, relative to the highest, that still has a weight.
 _LOWEST = -64.0
-_GROWTH = 16
 
 
 def top_k(c: Candidates) -> None:
     """Keep the ``top_k`` likeliest."""
     c.keep_columns(likeliest(c.x, c.largest("top_k")))
-    rank = torch.arange(c.x.shape[-1], device=c.x.device)
-    wanted = c.column("top_k")
     if any(row.params.top_k < c.x.shape[-1] for row in c.rows):
-        c.drop(rank >= wanted)
+        c.drop(torch.arange(c.x.shape[-1], device=c.x.device) >= c.column("top_k"))
 
 
 def top_p(c: Candidates) -> list[Candidates] | None:

@@ -15,10 +15,13 @@ from oxillama_torch.sampling.params import SamplingParams
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["GREEDY_BELOW", "Processor", "SamplingRow"]
+__all__ = ["GREEDY_BELOW", "MANY", "Processor", "SamplingRow"]
 
 #: Dividing float32 logits by less than this leaves the likeliest token alone anyway.
 GREEDY_BELOW = 1e-5
+
+#: Putting more tokens than this in order takes long: rows that need it go by themselves.
+MANY = 1024
 
 #: (token ids so far, logits [V]) -> logits [V].
 Processor = Callable[[Sequence[int], "torch.Tensor"], "torch.Tensor"]
@@ -60,6 +63,7 @@ class SamplingRow:
         generated: tokens chosen so far.
         logit_steps: penalties and DRY, as far as they are wanted and come first.
         steps: what is taken after them.
+        ranks_many: more than ``MANY`` tokens have to be put in order.
         mu: where mirostat stands; ``next_mu`` is where it will stand with the token just chosen.
     """
 
@@ -76,6 +80,8 @@ class SamplingRow:
         self.greedy = params.temperature < GREEDY_BELOW and params.dynatemp_range == 0
         assert self.greedy or params.seed is not None, "a row that draws needs a seed"
         self.logit_steps, self.steps = _plan(params)
+        ranked = params.top_k if "top_k" in self.steps else 0
+        self.ranks_many = max(ranked, params.min_keep) > MANY
         self.bias_ids = np.fromiter(params.logit_bias, np.int64, len(params.logit_bias))
         self.bias = np.fromiter(params.logit_bias.values(), np.float32, len(params.logit_bias))
         self.end_ids = np.array(sorted(end_token_ids) if params.min_tokens else [], np.int64)

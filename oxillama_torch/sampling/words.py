@@ -73,16 +73,23 @@ class Words:
 
     def bad_word(self, text: str) -> tuple[tuple[int, ...], ...]:
         """A word at the start of a line and after a space, where that is another sequence."""
-        forms = [text, " " + text.lstrip()]
-        found = [
-            tuple(self._vocabulary.encode(f, add_special=False, at_start=False)) for f in forms
-        ]
-        return tuple(dict.fromkeys(found))
+        found = dict.fromkeys(
+            self._encode(form, "bad_words") for form in (text, " " + text.lstrip())
+        )
+        found.pop((), None)
+        if not found:
+            raise RequestError(f"no tokens spell the bad word {text!r}", param="bad_words")
+        return tuple(found)
 
     def _find_breaker(self, text: str) -> tuple[tuple[int, ...], ...]:
         """Every token that holds the text, and every token that ends with its beginning together
         with the tokens of the rest."""
-        wanted = text.encode()[:_MAX_BREAKER_BYTES]
+        try:
+            wanted = text.encode()[:_MAX_BREAKER_BYTES]
+        except UnicodeEncodeError:
+            raise RequestError(
+                "the text holds a lone surrogate", param="dry_sequence_breakers"
+            ) from None
         starts = tuple(wanted[:size] for size in range(1, len(wanted)))
         tails: dict[bytes, tuple[int, ...]] = {}
         found: dict[tuple[int, ...], None] = {}
@@ -103,8 +110,13 @@ class Words:
             text = rest.decode()
         except UnicodeDecodeError:
             return ()
-        ids = self._vocabulary.encode(text, add_special=False, at_start=False)
-        return tuple(ids[:_MAX_TAIL])
+        return self._encode(text, "dry_sequence_breakers")[:_MAX_TAIL]
+
+    def _encode(self, text: str, param: str) -> Ids:
+        try:
+            return tuple(self._vocabulary.encode(text, add_special=False, at_start=False))
+        except RequestError as error:
+            raise RequestError(str(error), param=param) from None
 
     @cached_property
     def _pieces(self) -> list[bytes]:

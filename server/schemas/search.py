@@ -39,7 +39,7 @@ class SearchFields(BaseModel):
     temperature: float | None = None
     best_of: Annotated[int, Field(ge=1, le=64)] | None = None
     use_beam_search: bool = False
-    length_penalty: Annotated[Finite, Field(ge=-100, le=100)] | None = None
+    length_penalty: Annotated[Finite, Field(ge=-10, le=10)] | None = None
     early_stopping: bool | Literal["never"] | None = None
 
     def candidates(self) -> int:

@@ -77,6 +77,16 @@ def test_texts_need_a_vocabulary(llm):
         engine.tokenized(GenerationRequest(prompt_token_ids=(1,), params=params))
 
 
+def test_texts_that_have_no_tokens_are_refused(words):
+    for params in (
+        SamplingParams(bad_words=("\ud800",)),
+        SamplingParams(dry_multiplier=1.0, dry_sequence_breakers=("\ud800",)),
+    ):
+        with pytest.raises(RequestError, match="surrogate") as refused:
+            words.resolve(params)
+        assert refused.value.param in ("bad_words", "dry_sequence_breakers")
+
+
 def test_too_many_breakers_are_refused(words):
     texts = tuple(f"word {number}" for number in range(33))
     with pytest.raises(RequestError, match="at most 32"):
