@@ -15,7 +15,7 @@ import pytest
 from demo_adapters import write_adapter
 from server_process import running_server
 
-TOKENS = 48
+TOKENS = 32
 PROMPT = "import os\n\ndef join("
 
 
@@ -101,7 +101,7 @@ def test_hot_swaps_under_load_lose_no_token(server):
         load(server, "hot", version)
         versions[version] = stream(server, "hot", 0)[0]
     assert len({*quiet.values(), *versions.values()}) == len(choices) + 2, "texts must differ"
-    many = [*choices, ("hot", 0)] * 3
+    many = [*choices, ("hot", 0)] * 2
     before = at_once(server, many)
     stop, swaps = threading.Event(), []
 
