@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -18,6 +19,7 @@ from oxillama_torch.server.store.tables_files import BatchLineRow, BatchRow
 
 __all__ = [
     "UNFINISHED",
+    "LineResult",
     "add_batch",
     "add_line",
     "begin",
@@ -141,36 +143,46 @@ def cancel(session: Session, batch_id: str) -> BatchRow:
     return row
 
 
-def add_line(
-    session: Session, batch_id: str, number: int, custom_id: str, outcome: Outcome
-) -> None:
+@dataclass(frozen=True, slots=True)
+class LineResult:
+    """What a line has come to.
+
+    Args:
+        output: its line of the output file.
+        usage: as batches have it.
+    """
+
+    failed: bool
+    output: bytes
+    usage: dict[str, Any]
+
+    @classmethod
+    def of(cls, custom_id: str, outcome: Outcome) -> LineResult:
+        """The result of a request. Not in a transaction: a large answer would hold up the store."""
+        body = orjson.loads(outcome.body)
+        output = {
+            "id": f"batch_req_{uuid.uuid4().hex}",
+            "custom_id": custom_id,
+            "response": {
+                "status_code": outcome.status,
+                "request_id": outcome.request_id,
+                "body": body,
+            },
+            "error": None,
+        }
+        line = orjson.dumps(output) + b"\n"
+        return cls(outcome.status != 200, line, _usage(body.get("usage") or {}))
+
+
+def add_line(session: Session, batch_id: str, number: int, result: LineResult) -> None:
     """Keep what a line has come to, and count it."""
-    body = orjson.loads(outcome.body)
-    failed = outcome.status != 200
-    output = {
-        "id": f"batch_req_{uuid.uuid4().hex}",
-        "custom_id": custom_id,
-        "response": {
-            "status_code": outcome.status,
-            "request_id": outcome.request_id,
-            "body": body,
-        },
-        "error": None,
-    }
-    session.execute(
-        insert(BatchLineRow).values(
-            batch_id=batch_id, line=number, failed=failed, output=orjson.dumps(output) + b"\n"
-        )
-    )
+    values = {"failed": result.failed, "output": result.output}
+    session.execute(insert(BatchLineRow).values(batch_id=batch_id, line=number, **values))
     row = find_batch(session, batch_id)
     counts = dict(row.data["request_counts"])
-    counts["failed" if failed else "completed"] += 1
-    used = _usage(body.get("usage") or {})
-    row.data = {
-        **row.data,
-        "request_counts": counts,
-        "usage": _added(row.data["usage"], used),
-    }
+    counts["failed" if result.failed else "completed"] += 1
+    usage = _added(row.data["usage"], result.usage)
+    row.data = {**row.data, "request_counts": counts, "usage": usage}
 
 
 def done_lines(session: Session, batch_id: str) -> set[int]:

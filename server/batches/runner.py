@@ -21,6 +21,7 @@ from oxillama_torch.config import ServerConfig
 from oxillama_torch.server.batches.lines import Line, Scan, read_line, scan
 from oxillama_torch.server.batches.records import (
     UNFINISHED,
+    LineResult,
     add_line,
     begin,
     done_lines,
@@ -224,7 +225,7 @@ class BatchRunner:
                 return  # cut short: it is run again after the next start
             attempts += self._counts(outcome)
             if not _is_passing(outcome) or attempts >= _ATTEMPTS:
-                self._keep(batch, line, custom_id, outcome)
+                self._keep(batch, line, LineResult.of(custom_id, outcome))
                 return
             until = time.monotonic() + min(outcome.retry_after_s * 2**attempts, _MAX_PAUSE_S)
             while time.monotonic() < until and not (batch.over or self._closing.wait(_PAUSE_S)):
@@ -235,13 +236,11 @@ class BatchRunner:
         alive = self._app.extensions["service"].engine.alive
         return outcome.status == 503 and alive and b'"engine_error"' in outcome.body
 
-    def _keep(self, batch: _Batch, line: Line, custom_id: str, outcome: Outcome) -> None:
+    def _keep(self, batch: _Batch, line: Line, result: LineResult) -> None:
         """Acknowledge a line. While the store cannot, the line is not done."""
         while True:
             try:
-                self._store.write(
-                    lambda session: add_line(session, batch.id, line.number, custom_id, outcome)
-                )
+                self._store.write(lambda session: add_line(session, batch.id, line.number, result))
                 return
             except StoreError as error:
                 log.warning("a line of batch %s waits for the store: %s", batch.id, error)
