@@ -17,7 +17,7 @@ from torch import Tensor
 from oxillama_torch.gguf.types import GGMLType
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.formats.bits import bit_planes, float16_at, int32_at, join_bytes
-from oxillama_torch.kernels.formats.tile import jit, nibbles, small_to_float, tl
+from oxillama_torch.kernels.formats.tile import jit, nibbles, small_to_float, take4, take8, tl
 
 
 def split(blocks: Tensor) -> dict[str, Tensor]:
@@ -45,8 +45,8 @@ def quants_tile(p_qs, p_qh, s_qs, s_qh, rows, row_mask, block):
     mask = row_mask[:, None]
     qs = tl.load(p_qs + rows[:, None, None] * s_qs + byte[None], mask=mask[:, :, None], other=0)
     qh = tl.load(p_qh + rows[:, None] * s_qh + block[None, :], mask=mask, other=0)
-    high = (qh[:, :, None] >> tl.arange(0, 32)[None, None, :]) & 1
-    return nibbles(qs.to(tl.int32)) | high << 4
+    low = nibbles(qs.to(tl.int32))
+    return low | take8(take4(qh, 8, 255) << 4, 1, 16).reshape(low.shape)
 
 
 @jit
