@@ -66,5 +66,5 @@ def _choice(op: str, call: registry.Call) -> tuple[str | None, str]:
     try:
         kernel, reason = registry.explain(op, call)
     except UnsupportedError as error:
-        return None, str(error).replace(f", not {call.m}", "")
+        return None, str(error).replace(f", not {call.m}", "").replace(f", m={call.m})", ")")
     return kernel.backend, reason.replace(f", not {call.m}", "")

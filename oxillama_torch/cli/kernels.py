@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
@@ -20,13 +19,12 @@ from oxillama_torch.cli.options import KernelPathOption, ModelOption
 from oxillama_torch.config import EngineConfig, environment
 from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.kernels import formats, registry
+from oxillama_torch.kernels.choices import choices
 
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True)
 
-# Numbers of rows that backends are asked about; the borders between them fall on powers of two.
-_ROWS = sorted({m for p in range(12) for m in (2**p, 2**p + 1)})
 _DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
 
 _Op = Annotated[str | None, typer.Option(help="One op only.")]
@@ -50,8 +48,10 @@ def list_kernels(
     table = Table("op", "numerics", "type", "rows", "backend", "why")
     for name in _ops(op):
         for numerics in ("invariant", "fast"):
-            for types, rows, backend, reason in _choices(name, numerics, device, type):
-                table.add_row(name, numerics, types, rows, backend, reason)
+            for choice in choices(name, device, _DTYPES[device], numerics, _types(type)):
+                types = " ".join(choice.types) or type or "any"
+                backend = choice.backend or "none"
+                table.add_row(name, numerics, types, choice.rows, backend, choice.reason)
         table.add_section()
     table_console().print(table)
     for module, reason in registry.missing_modules().items():
@@ -149,38 +149,6 @@ def _ops(op: str | None, known: tuple[str, ...] | None = None) -> list[str]:
 
 def _types(type: str | None) -> list[str]:
     return [formats.get(type).name] if type else formats.known()
-
-
-def _choices(
-    op: str, numerics: str, device: str, type: str | None
-) -> list[tuple[str, str, str, str]]:
-    """(types, rows, backend, reason) with equal types and adjoining rows put together."""
-    by_type: dict[tuple, list[str]] = {}
-    for name in _types(type):
-        asked = [(m, *_choice(op, numerics, device, name, m)) for m in _ROWS]
-        ranges = []
-        for (backend, reason), group in groupby(asked, key=lambda item: item[1:]):
-            span = [m for m, _, _ in group]
-            last = "" if span[-1] == _ROWS[-1] else span[-1]
-            rows = str(last) if span[0] == last else f"{span[0]}-{last}"
-            ranges.append(("any" if rows == "1-" else rows, backend, reason))
-        by_type.setdefault(tuple(ranges), []).append(name)
-    everything = len(by_type) == 1 and type is None
-    return [
-        ("any" if everything else " ".join(names), *choice)
-        for ranges, names in by_type.items()
-        for choice in ranges
-    ]
-
-
-def _choice(op: str, numerics: str, device: str, type: str, m: int) -> tuple[str, str]:
-    """The backend for one call and why; what refused is told without the number asked about."""
-    call = registry.Call(device, _DTYPES[device], numerics, type, m)
-    try:
-        kernel, reason = registry.explain(op, call)
-    except UnsupportedError as error:
-        return "none", str(error)
-    return kernel.backend, reason.replace(f", not {m}", "")
 
 
 app.command("tune")(tune_kernels)
