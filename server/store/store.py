@@ -13,7 +13,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import func, select
+from sqlalchemy import Engine, func, select, text
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
@@ -34,6 +34,8 @@ T = TypeVar("T")
 # A worker that takes over from one that is ending waits for it so long.
 _TAKE_OVER_S = 5.0
 _LONGEST_WRITE_S = 60.0
+# Any number that nobody else uses in this database: "oxillama" in ASCII.
+_DATABASE_LOCK = 0x6F78696C6C616D61
 
 
 class Store:
@@ -65,6 +67,8 @@ class Store:
         writing, self._reading = open_engines(url, durable=config.store is not None)
         opened.callback(self._reading.dispose)
         opened.callback(writing.dispose)
+        if url.get_backend_name() == "postgresql":
+            opened.enter_context(_locked_database(self._reading))
         schema.prepare(writing)
         with writing.connect() as connection:
             tables = [t for t in Base.metadata.tables.values() if "seq" in t.columns]
@@ -134,14 +138,39 @@ def _blob_folder(database: str, backend: str, configured: Path | None) -> Path:
 def _lock(folder: Path) -> int:
     """Hold the store for this process: a second server would take over what the first is doing."""
     fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline = time.monotonic() + _TAKE_OVER_S
-    while True:
+
+    def try_lock() -> bool:
         try:
             # A record lock: it belongs to this process, not to children that inherit the file.
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return fd
         except OSError:
-            if time.monotonic() > deadline:
-                os.close(fd)
-                raise UnsupportedError("a store that another server is using") from None
-            time.sleep(0.05)
+            return False
+        return True
+
+    try:
+        _wait_for(try_lock)
+    except UnsupportedError:
+        os.close(fd)
+        raise
+    return fd
+
+
+@contextlib.contextmanager
+def _locked_database(engine: Engine) -> Iterator[None]:
+    """Hold a database that servers on other machines reach too."""
+    try:
+        connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+    except OperationalError as error:
+        raise UnsupportedError(f"the store cannot be opened: {reason_of(error)}") from error
+    with connection:
+        query = text("SELECT pg_try_advisory_lock(:key)")
+        _wait_for(lambda: connection.scalar(query, {"key": _DATABASE_LOCK}))
+        yield
+
+
+def _wait_for(try_lock: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _TAKE_OVER_S
+    while not try_lock():
+        if time.monotonic() > deadline:
+            raise UnsupportedError("a store that another server is using")
+        time.sleep(0.05)

@@ -156,7 +156,10 @@ def test_temporary_store_goes_with_the_process(open_store, tmp_path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
-def test_second_server_is_refused(store_settings, open_store):
+@pytest.mark.parametrize("same_blobs", [True, False])
+def test_second_server_is_refused(store_settings, open_store, tmp_path, same_blobs):
+    if not same_blobs and "blobs" not in store_settings:
+        pytest.skip("the blobs lie beside the file")
     open_store(**store_settings)
     code = (
         "import sys; from pathlib import Path\n"
@@ -167,7 +170,8 @@ def test_second_server_is_refused(store_settings, open_store):
     )
     blobs = store_settings.get("blobs", f"{store_settings['store']}.blobs")
     result = subprocess.run(
-        [sys.executable, "-c", code, store_settings["store"], str(blobs)],
+        [sys.executable, "-c", code, store_settings["store"],
+         str(blobs if same_blobs else tmp_path / "others")],
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert "another server" in result.stderr
@@ -210,6 +214,15 @@ def test_what_is_no_store_is_refused(tmp_path, open_store):
     for url in ("mysql://x/y", "sqlite://", "://"):
         with pytest.raises(UnsupportedError):
             open_store(store=url)
+
+
+def test_database_that_does_not_answer_is_told_at_start(tmp_path, open_store):
+    pytest.importorskip("psycopg")
+    with pytest.raises(UnsupportedError, match="cannot be opened") as error:
+        open_store(store=f"postgresql://me:secret@/db?host={tmp_path}", blobs=tmp_path / "blobs")
+    assert "secret" not in str(error.value)
+    with pytest.raises(UnsupportedError, match="folder for blobs"):
+        open_store(store="postgresql://me@/db")
 
 
 def test_only_the_owner_can_read(tmp_path, open_store):
