@@ -33,7 +33,12 @@ def test_the_table_is_what_the_registry_says_of_each_call(ranged):
 
 
 def test_equal_types_are_one(ranged):
-    [few, none] = choices(ranged, "cpu", torch.float32, "fast", ["Q8_0", "Q6_K"])
-    assert (few.types, few.rows) == ((), "1-16")
-    assert none.backend is None
-    assert "serves 1 to 16 rows" in none.reason
+    registry.register(ranged, "rest", m=(17, None))(lambda: None)
+    table = choices(ranged, "cpu", torch.float32, "fast", ["F16"])
+    assert [(c.types, c.rows, c.backend) for c in table] == [
+        ((), "1-16", "few"),
+        ((), "17-", "rest"),
+    ]
+    registry.register(ranged, "best", priority=9)(lambda: None)
+    [best] = choices(ranged, "cpu", torch.float32, "fast", ["Q8_0", "Q6_K"])
+    assert (best.types, best.rows, best.backend) == ((), "any", "best")
