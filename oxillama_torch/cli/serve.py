@@ -59,7 +59,9 @@ def serve(
     admin_token: Annotated[str | None, typer.Option(help="Bearer token of /admin.")] = None,
     processor: Annotated[
         list[str] | None,
-        typer.Option(help="Let requests name a logits processor, NAME=MODULE:FUNCTION."),
+        typer.Option(
+            help="Let requests name a processor, NAME=FILE.py:FUNCTION or NAME=MODULE:FUNCTION."
+        ),
     ] = None,
     store: Annotated[
         str | None, typer.Option(help="Keep responses and files: SQLite file or PostgreSQL URL.")

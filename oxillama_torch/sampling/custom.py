@@ -16,6 +16,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -25,6 +28,9 @@ from oxillama_torch.sampling.row import Processor, SamplingRow
 __all__ = ["apply_processors", "find_processors", "load_processor", "register_processor"]
 
 _registered: dict[str, Processor] = {}
+_loaded: set[str] = set()
+
+_SPECS = ("name=module:function", "name=file.py:function")
 
 log = logging.getLogger(__name__)
 
@@ -50,23 +56,35 @@ def register_processor(name: str, function: Processor | None = None) -> Callable
 
 
 def load_processor(spec: str) -> str:
-    """Register what ``name=module:function`` names.
+    """Register what ``name=module:function`` or ``name=path/to/file.py:function`` names, once.
 
     Returns: the name.
 
     Raises:
         UnsupportedError: it cannot be imported, or the text has another form.
     """
-    name, equals, target = spec.partition("=")
-    module, colon, attribute = target.partition(":")
-    if not (name and equals and module and colon and attribute):
-        raise UnsupportedError(f"processor {spec!r}", ["name=module:function"])
-    try:
-        function = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UnsupportedError(f"processor {name!r}: {error}") from error
-    register_processor(name, function)
+    name, _, target = spec.partition("=")
+    module, _, attribute = target.rpartition(":")
+    if not (name and module and attribute):
+        raise UnsupportedError(f"processor {spec!r}", _SPECS)
+    if spec not in _loaded:
+        try:
+            register_processor(name, getattr(_module(module), attribute))
+        except (ImportError, OSError, AttributeError) as error:
+            raise UnsupportedError(f"processor {name!r} ({error})", _SPECS) from error
+        _loaded.add(spec)
     return name
+
+
+def _module(name: str) -> ModuleType:
+    """A module by name, or a file of its own."""
+    if not name.endswith(".py"):
+        return import_module(name)
+    spec = spec_from_file_location(f"oxillama_processors_{Path(name).stem}", name)
+    assert spec is not None and spec.loader is not None, "it ends in .py"
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def find_processors(names: Iterable[str]) -> tuple[Processor, ...]:
