@@ -127,7 +127,8 @@ class Access:
 
     def _claims(self, token: str) -> Claims | None:
         """The claims of a web token; None when it is of another kind or they are not in use."""
-        if self._verifier is None or token.count(".") != 2:
+        # A token's first part is a JSON object in base64; a key may have dots as well.
+        if self._verifier is None or token.count(".") != 2 or not token.startswith("ey"):
             return None
         return self._verifier.verify(token)
 

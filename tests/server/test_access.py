@@ -328,7 +328,7 @@ def test_a_page_in_a_browser_is_no_administrator(client, headers, status):
 
 def test_the_sdk_raises_its_own_classes(make_app, tmp_path, secret_file):
     keys = tmp_path / "keys"
-    keys.write_text("good\nslow requests=1\n")
+    keys.write_text("good\nkey.with.dots\nslow requests=1\n")
     app = make_app(api_key_file=keys, jwt_key=secret_file)
 
     def client(key):
@@ -341,6 +341,8 @@ def test_the_sdk_raises_its_own_classes(make_app, tmp_path, secret_file):
         with pytest.raises(openai.NotFoundError) as error:
             sdk.models.retrieve("nope")
         assert error.value.code == "model_not_found"
+    with client("key.with.dots") as sdk:
+        assert sdk.models.list().data
     with client("bad") as sdk, pytest.raises(openai.AuthenticationError) as error:
         sdk.models.list()
     assert error.value.code == "invalid_api_key"
