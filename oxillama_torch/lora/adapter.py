@@ -6,6 +6,7 @@ N outputs, K inputs, r rank, E experts.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -127,8 +128,8 @@ def _check(name: str, stem: str, term: Term, targets: BaseWeights) -> None:
             raise invalid_adapter(name, f"{got}, the model's {shape} wants {fit}")
         if not bool(torch.isfinite(tensor).all()):
             raise invalid_adapter(name, f"{part} of {stem} has values that are not finite")
-    if isinstance(term, LoraTerm) and term.rank == 0:
-        raise invalid_adapter(name, f"{stem} has rank 0")
+    if isinstance(term, LoraTerm) and (term.rank == 0 or not math.isfinite(term.scaling)):
+        raise invalid_adapter(name, f"{stem} has rank {term.rank} and scaling {term.scaling}")
 
 
 def _factors(

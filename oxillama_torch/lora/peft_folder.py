@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def read_peft_terms(name: str, folder: Path, targets: BaseWeights) -> dict[str, 
     targets.check_names()
     config = read_config(name, folder)
     terms: dict[str, Term] = {}
-    experts = ExpertReader(name, targets, functools.partial(_scaling, config))
+    experts = ExpertReader(name, targets, functools.partial(_scaling, name, config))
     for module, parts in read_modules(name, folder, config.modules_to_save or ()).items():
         if experts.takes(module, parts):
             continue
@@ -89,7 +90,7 @@ def _low_rank(
         raise invalid_adapter(name, f"{sorted(missing)[0]} of {module} is missing")
     if "magnitude" in parts and not config.use_dora:
         raise invalid_adapter(name, f"{module} has a magnitude, but use_dora is off")
-    scaling = _scaling(config, module, parts[a].shape[0])
+    scaling = _scaling(name, config, module, parts[a].shape[0])
     magnitude = parts.get("magnitude")
     if embedding:  # peft holds the change of the transposed table
         return LoraTerm(parts[b].T.contiguous(), parts[a].T.contiguous(), scaling, magnitude)
@@ -174,12 +175,18 @@ def read_config(name: str, folder: Path) -> Any:
     if config.init_lora_weights not in _PLAIN_STARTS:
         start = f"init_lora_weights={config.init_lora_weights!r}, which changes the model itself"
         raise UnsupportedError(f"adapter {name!r}: {start}", map(str, _PLAIN_STARTS))
+    saved = config.modules_to_save or []
+    if not isinstance(saved, list) or not all(isinstance(module, str) for module in saved):
+        raise invalid_adapter(name, f"modules_to_save is {saved!r}, not a list of names")
     return config
 
 
-def _scaling(config: Any, module: str, rank: int) -> float:
+def _scaling(name: str, config: Any, module: str, rank: int) -> float:
     from peft.utils.other import get_pattern_key
 
-    key = get_pattern_key(config.alpha_pattern.keys(), module)
-    alpha = config.alpha_pattern.get(key, config.lora_alpha)
-    return alpha / (math.sqrt(rank) if config.use_rslora else rank)
+    try:
+        key = get_pattern_key(config.alpha_pattern.keys(), module)
+        alpha = config.alpha_pattern.get(key, config.lora_alpha)
+        return float(alpha / (math.sqrt(rank) if config.use_rslora else rank))
+    except (ArithmeticError, AttributeError, TypeError, re.error) as error:
+        raise invalid_adapter(name, f"no scaling for {module} of rank {rank}: {error}") from error

@@ -168,6 +168,34 @@ def test_tensors_that_do_not_fit_are_named(change, message, llama, folder):
     assert (caught.value.status, caught.value.code) == (400, "invalid_adapter")
 
 
+ODD = {
+    "alpha": ({"lora_alpha": "much"}, "no scaling for .* of rank 4"),
+    "nan": ({"lora_alpha": float("nan")}, "has rank 4 and scaling nan"),
+    "pattern": ({"alpha_pattern": {"(": 3}}, "no scaling for"),
+    "list": ({"alpha_pattern": [3]}, "no scaling for"),
+    "saved": ({"modules_to_save": {"lm_head": 1}}, "modules_to_save is .* not a list of names"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), ODD.values(), ids=ODD)
+def test_odd_values_are_refused(changes, message, llama, folder):
+    edit_config(folder, **changes)
+    with pytest.raises(RequestError, match=message):
+        read_adapter("a", folder, llama[1])
+
+
+def test_no_rank_is_refused(llama, folder):
+    def empty(tensors):
+        for key in list(tensors):
+            shape = list(tensors[key].shape)
+            shape["lora_B" in key] = 0
+            tensors[key] = torch.zeros(shape)
+
+    edit_tensors(folder, empty)
+    with pytest.raises(RequestError, match="of rank 0"):
+        read_adapter("a", folder, llama[1])
+
+
 def test_tensors_of_another_kind_are_named(llama, folder):
     edit_tensors(folder, set_to("base_model.model.model.norm.weight", torch.zeros(256)))
     with pytest.raises(UnsupportedError, match="tensor 'base_model.model.model.norm.weight'"):
