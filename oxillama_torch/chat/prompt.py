@@ -73,6 +73,7 @@ def prepare(ask: Ask, template: ChatTemplate, tokenizer: Tokenizer) -> Prompt:
         RequestError: messages, tools or formats that cannot be served.
         CapacityError: too many renderings at once.
     """
+    _check_messages(ask.messages)
     syntax = syntax_of(template, tokenizer)
     choice = ask.tool_choice
     if not isinstance(choice, ToolChoice):
@@ -88,6 +89,14 @@ def prepare(ask: Ask, template: ChatTemplate, tokenizer: Tokenizer) -> Prompt:
         replace(ask.params, constraint=constraint),
         ReplyFormat(syntax.family, thinking if ask.reasoning_apart else None, callable_tools),
     )
+
+
+def _check_messages(messages: Sequence[Message]) -> None:
+    if not messages:
+        raise RequestError("a conversation has at least one message", param="messages")
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise RequestError("a message is an object with a role", param=f"messages[{i}]")
 
 
 def prepare_all(

@@ -77,6 +77,14 @@ def test_a_plain_turn_is_left_alone(ready, tokenizer):
     assert prompt.reply_format.thinking is None
 
 
+@pytest.mark.parametrize("messages", [[], [5], [{"content": "x"}], [{"role": 5}]])
+@pytest.mark.parametrize("name", ["generic", "phi", "mistral", "hermes"])
+def test_what_is_no_conversation(ready, name, messages):
+    with pytest.raises(RequestError) as caught:
+        ready(FAMILIES[name][0].replace("{", "") + PLAIN, messages=messages, tools=TOOLS)
+    assert caught.value.param.startswith("messages")
+
+
 def test_messages_without_tools_are_those_of_the_caller(ready, tokenizer):
     history = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
     text = tokenizer.decode(ready(PLAIN, messages=history).ids)
