@@ -154,7 +154,7 @@ def read_config(name: str, folder: Path) -> Any:
         values = peft.LoraConfig.from_json_file(str(path))
     except FileNotFoundError:
         raise invalid_adapter(name, f"{path} is missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise invalid_adapter(name, f"{path} cannot be read: {error}") from error
     method = values.pop("peft_type", None) if isinstance(values, dict) else None
     if method != "LORA":

@@ -214,9 +214,10 @@ def test_files_that_are_missing_or_unsound_are_named(llama, folder, tmp_path):
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")
     with pytest.raises(UnsupportedError, match="pickled"):
         read_adapter("a", folder, targets)
-    (folder / CONFIG).write_text("[1")
-    with pytest.raises(RequestError, match="adapter_config.json cannot be read"):
-        read_adapter("a", folder, targets)
+    for text in ("[1", "5", "null"):
+        (folder / CONFIG).write_text(text)
+        with pytest.raises(RequestError, match="adapter_config.json cannot be read"):
+            read_adapter("a", folder, targets)
     (folder / CONFIG).unlink()
     with pytest.raises(RequestError, match="adapter_config.json is missing"):
         read_adapter("a", folder, targets)
