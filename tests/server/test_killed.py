@@ -18,7 +18,7 @@ from openai import OpenAI
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated.*:DeprecationWarning")
 
-LINES = 40
+LINES = 48
 
 
 @contextlib.contextmanager
@@ -65,7 +65,7 @@ def output_of(sdk, batch_id):
 
 
 def line_of(model, index):
-    body = {"model": model, "prompt": f"# {index}\nimport ", "max_tokens": 24, "ignore_eos": True}
+    body = {"model": model, "prompt": f"# {index}\nimport ", "max_tokens": 60, "ignore_eos": True}
     return {"custom_id": f"r{index}", "method": "POST", "url": "/v1/completions", "body": body}
 
 
@@ -75,6 +75,7 @@ def test_batches_go_on_and_runs_have_failed(tmp_path):
         port = sock.getsockname()[1]
     with served(port, tmp_path / "store.db") as sdk:
         model = sdk.models.list().data[0].id
+        assistant = sdk.beta.assistants.create(model=model, instructions="x")
         lines = "\n".join(json.dumps(line_of(model, i)) for i in range(LINES))
         file = sdk.files.create(file=("in.jsonl", lines.encode()), purpose="batch")
         batch = sdk.batches.create(
@@ -84,7 +85,6 @@ def test_batches_go_on_and_runs_have_failed(tmp_path):
             lambda: sdk.batches.retrieve(batch.id).request_counts.completed >= 5,
             "no line of the batch is run",
         )
-        assistant = sdk.beta.assistants.create(model=model, instructions="x")
         run = sdk.beta.threads.create_and_run(
             assistant_id=assistant.id, thread={"messages": [{"role": "user", "content": "hi"}]}
         )
