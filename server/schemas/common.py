@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from oxillama_torch.errors import RequestError
+from oxillama_torch.sampling.params import LogprobsMode
 from oxillama_torch.server.schemas.sampling import Finite, SamplerFields
 
 __all__ = ["GenerationBody", "ModelBody", "StreamOptions", "StrictModel"]
@@ -76,6 +77,7 @@ class GenerationBody(ModelBody, SamplerFields):
     presence_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
     logit_bias: dict[str, Annotated[Finite, Field(ge=-100, le=100)]] | None = None
+    logprobs_mode: LogprobsMode | None = None
 
     def base_params(self, vocab_size: int) -> dict[str, Any]:
         """Keyword arguments of SamplingParams for the shared fields."""
@@ -88,6 +90,7 @@ class GenerationBody(ModelBody, SamplerFields):
             "frequency_penalty": self.frequency_penalty,
             "stop": self._stop(),
             "logit_bias": self._logit_bias(vocab_size),
+            "logprobs_mode": self.logprobs_mode,
         }
         given = {name: value for name, value in given.items() if value is not None}
         return {**self.sampler_params(), **given}
