@@ -17,9 +17,10 @@ from torch import Tensor
 
 from oxillama_torch.errors import RequestError
 from oxillama_torch.lora.base import BaseWeights
+from oxillama_torch.lora.invalid import invalid_adapter
 from oxillama_torch.lora.terms import LoraTerm, Replacement, Term
 
-__all__ = ["Adapter", "invalid_adapter", "read_adapter"]
+__all__ = ["Adapter", "read_adapter"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,11 +102,6 @@ def read_adapter(name: str, path: str | os.PathLike[str], targets: BaseWeights) 
         raise invalid_adapter(name, f"there is nothing at {path}")
     read = read_peft_terms if path.is_dir() else read_gguf_terms
     return Adapter.build(name, read(name, path, targets), targets, path)
-
-
-def invalid_adapter(name: str, why: str) -> RequestError:
-    """The error for an adapter that this model cannot use."""
-    return RequestError(f"adapter {name!r}: {why}", code="invalid_adapter", param="path")
 
 
 def _check(name: str, stem: str, term: Term, targets: BaseWeights) -> None:

@@ -16,8 +16,8 @@ from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.gguf.metadata import Metadata
 from oxillama_torch.gguf.reader import GGUFFile, read_gguf
 from oxillama_torch.kernels import formats
-from oxillama_torch.lora.adapter import invalid_adapter
 from oxillama_torch.lora.base import BaseWeights
+from oxillama_torch.lora.invalid import invalid_adapter
 from oxillama_torch.lora.terms import LoraTerm
 
 __all__ = ["read_gguf_terms"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from oxillama_torch.errors import RequestError
 from oxillama_torch.gguf.metadata import Metadata
 from oxillama_torch.gguf.reader import read_gguf
-from oxillama_torch.lora.adapter import invalid_adapter
+from oxillama_torch.lora.invalid import invalid_adapter
 from oxillama_torch.lora.peft_folder import read_config
 from oxillama_torch.lora.peft_tensors import read_modules
 

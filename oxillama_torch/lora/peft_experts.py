@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from oxillama_torch.errors import UnsupportedError
-from oxillama_torch.lora.adapter import invalid_adapter
 from oxillama_torch.lora.base import BaseWeights
+from oxillama_torch.lora.invalid import invalid_adapter
 from oxillama_torch.lora.terms import LoraTerm
 
 __all__ = ["ExpertReader"]

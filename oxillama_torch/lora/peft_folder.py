@@ -20,8 +20,8 @@ from typing import Any
 from torch import Tensor
 
 from oxillama_torch.errors import UnsupportedError
-from oxillama_torch.lora.adapter import invalid_adapter
 from oxillama_torch.lora.base import BaseWeights
+from oxillama_torch.lora.invalid import invalid_adapter
 from oxillama_torch.lora.peft_experts import ExpertReader
 from oxillama_torch.lora.peft_tensors import read_modules
 from oxillama_torch.lora.terms import LoraTerm, Replacement, Term

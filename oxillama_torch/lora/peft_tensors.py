@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from oxillama_torch.errors import UnsupportedError
-from oxillama_torch.lora.adapter import invalid_adapter
+from oxillama_torch.lora.invalid import invalid_adapter
 
 __all__ = ["PREFIX", "WEIGHTS", "read_modules"]
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from oxillama_torch.bench.ceilings import Ceilings
+from oxillama_torch.bench.cost import cost_of
 from oxillama_torch.config import EngineConfig
 from oxillama_torch.gguf.reader import read_gguf
 from oxillama_torch.kernels import registry
-from oxillama_torch.bench.cost import cost_of
 from oxillama_torch.profile.html import page
 from oxillama_torch.profile.run import profile_prompt
 from oxillama_torch.profile.summary import by_kernel, by_layer, roofline_seconds
