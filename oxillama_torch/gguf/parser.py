@@ -54,6 +54,8 @@ _REMOVED_TYPES = {
     4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8",
     36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8",
 }  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class RawTensor:
     """One tensor of one file.
