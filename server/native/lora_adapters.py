@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from oxillama_torch.errors import RequestError
 from oxillama_torch.server.http import json_array
 from oxillama_torch.server.pool import Services
+from oxillama_torch.server.schemas.common import with_integers
 from oxillama_torch.server.schemas.native_completion import ScaledAdapter
 from oxillama_torch.server.service import Service
 
@@ -76,7 +77,7 @@ def blueprint(services: Services, scales: AdapterScales) -> Blueprint:
 
     @routes.post("/lora-adapters")
     def change() -> Response:
-        scales.set(services.default, _Scales.validate_python(json_array()))
+        scales.set(services.default, _Scales.validate_python(with_integers(json_array())))
         return jsonify({"success": True})
 
     return routes

@@ -15,7 +15,7 @@ from oxillama_torch.server.pool import Services
 from oxillama_torch.server.responses.items import item_id, list_of, parse_items
 from oxillama_torch.server.responses.keeping import add_items, find_item
 from oxillama_torch.server.schemas.common import StrictModel
-from oxillama_torch.server.schemas.conversations import ConversationBody, ItemsBody, MetadataBody
+from oxillama_torch.server.schemas.conversations import ConversationBody, ItemsBody, MetadataChange
 from oxillama_torch.server.store.paging import fetch, page
 from oxillama_torch.server.store.store import Store
 from oxillama_torch.server.store.tables import ConversationRow, ItemRow
@@ -40,7 +40,7 @@ def blueprint(_services: Services) -> Blueprint:
 
     @routes.post("/v1/conversations/<conversation_id>")
     def update(conversation_id: str) -> Response:
-        metadata = _body(MetadataBody).metadata or {}
+        metadata = _body(MetadataChange).metadata or {}
 
         def write(session: Session) -> dict:
             row = _find(session, conversation_id)

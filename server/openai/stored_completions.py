@@ -15,7 +15,7 @@ from oxillama_torch.server.listing import as_list, list_query
 from oxillama_torch.server.pool import Services
 from oxillama_torch.server.responses.items import items_page
 from oxillama_torch.server.schemas.chat import ChatBody
-from oxillama_torch.server.schemas.conversations import MetadataBody
+from oxillama_torch.server.schemas.conversations import MetadataChange
 from oxillama_torch.server.store.paging import fetch, page
 from oxillama_torch.server.store.store import Store
 from oxillama_torch.server.store.tables import CompletionRow
@@ -84,7 +84,7 @@ def blueprint(_services: Services) -> Blueprint:
 
     @routes.post("/v1/chat/completions/<completion_id>")
     def update(completion_id: str) -> Response:
-        body = MetadataBody.model_validate(json_body())
+        body = MetadataChange.model_validate(json_body())
         body.check()
 
         def write(session: Session) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from flask import Flask
@@ -119,6 +119,8 @@ def _query_parameters(reading: Reading, schemas: dict[str, Any]) -> Iterator[dic
     for model in reading.queries:
         schema = _schema_of(model, schemas, inline=True)
         for name, field in schema["properties"].items():
+            if name == "limit" and reading.most is not None:
+                field = {"type": "integer", "minimum": 1, "maximum": reading.most}
             required = name in schema.get("required", ())
             yield {"name": name, "in": "query", "required": required, "schema": field}
     for name in reading.parameters:
@@ -128,6 +130,7 @@ def _query_parameters(reading: Reading, schemas: dict[str, Any]) -> Iterator[dic
 def _request_body(reading: Reading, schemas: dict[str, Any]) -> dict[str, Any] | None:
     if reading.form is not None:
         schema = _flattened(_schema_of(reading.form, schemas, inline=True), schemas)
+        schema["dependentRequired"] = _go_together(schema["properties"])
         schema["properties"]["file"] = {"type": "string", "format": "binary"}
         schema.setdefault("required", []).append("file")
         return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
@@ -151,6 +154,15 @@ def _flattened(schema: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any
     return {**schema, "properties": properties}
 
 
+def _go_together(names: Iterable[str]) -> dict[str, list[str]]:
+    """Of the fields ``outer[inner]`` of one object, each asks for the others."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        if "[" in name:
+            groups.setdefault(name.partition("[")[0], []).append(name)
+    return {n: [m for m in group if m != n] for group in groups.values() for n in group}
+
+
 def _responses(reading: Reading, native: bool) -> dict[str, Any]:
     content: dict[str, Any] = {mimetype: {} for mimetype in reading.mimetypes}
     if not content:
@@ -169,17 +181,33 @@ def _responses(reading: Reading, native: bool) -> dict[str, Any]:
     return responses
 
 
+def _name_widths(node: Any) -> None:
+    """Integers are those of 64 bits: JSON writes longer ones, which are read as floats."""
+    if isinstance(node, dict):
+        if node.get("type") == "integer" and not {"minimum", "maximum"} <= set(node):
+            node["format"] = "int64"
+        for value in node.values():
+            _name_widths(value)
+    elif isinstance(node, list):
+        for value in node:
+            _name_widths(value)
+
+
 def _schema_of(model: Any, schemas: dict[str, Any], inline: bool = False) -> dict[str, Any]:
     """The JSON schema of a model; what it refers to goes into ``schemas``."""
     adapter = model if isinstance(model, TypeAdapter) else TypeAdapter(model)
     schema = adapter.json_schema(ref_template=_REF)
+    _name_widths(schema)
     for name, definition in schema.pop("$defs", {}).items():
-        schemas.setdefault(name, definition)
+        if schemas.setdefault(name, definition) != definition:
+            raise ValueError(f"two schemas are called {name}")
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         return schema
     # Fields that exist elsewhere but have few values here, or one.
     for name, values in getattr(model, "REFUSED", {}).items():
         schema["properties"].setdefault(name, {"enum": [None, *values]})
+    for name in getattr(model, "HINTS", ()):
+        schema["properties"].setdefault(name, {})
     if inline:
         return schema
     schemas.setdefault(model.__name__, schema)

@@ -18,6 +18,8 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
+from oxillama_torch.server.listing import list_query
+
 __all__ = ["Reading", "read_view", "summary_of"]
 
 _PACKAGE = "oxillama_torch.server"
@@ -36,6 +38,7 @@ class Reading:
         optional_body: whether the body may be missing.
         queries: models of the query.
         parameters: further parameters of the query, by name.
+        most: of a list at once.
         statuses: of answers that are no errors.
         streams: whether the answer may be a stream of events.
         mimetypes: of answers that are not JSON.
@@ -46,6 +49,7 @@ class Reading:
     optional_body: bool = False
     queries: list[type[BaseModel]] = field(default_factory=list)
     parameters: list[str] = field(default_factory=list)
+    most: int | None = None
     statuses: set[int] = field(default_factory=set)
     streams: bool = False
     mimetypes: list[str] = field(default_factory=list)
@@ -73,6 +77,8 @@ def _read(function: Callable, reading: Reading, seen: set[Callable], depth: int)
         _read_call(node, names, reading)
         called = _object(node.func, names)
         if isinstance(called, FunctionType) and called.__module__.startswith(_PACKAGE):
+            if called is list_query:
+                reading.most = _most(node, names)
             if called.__name__ in _STREAMERS:
                 reading.streams = reading.streams or _may_stream(node)
             elif called.__name__ not in _BODY_READERS:
@@ -113,6 +119,12 @@ def _read_model_argument(
             reading.bodies.append(found)
         if isinstance(found, str) and "mimetype" in called.__code__.co_varnames and "/" in found:
             _add_mimetype(found, reading)
+
+
+def _most(node: ast.Call, names: dict[str, Any]) -> int:
+    """What ``list_query`` is told, else its own."""
+    given = inspect.signature(list_query).parameters["most"].default
+    return _object(node.args[1], names) if len(node.args) > 1 else given
 
 
 def _add_mimetype(found: Any, reading: Reading) -> None:

@@ -11,6 +11,7 @@ from oxillama_torch.errors import RequestError
 from oxillama_torch.server.errors import from_validation
 from oxillama_torch.server.http import new_id
 from oxillama_torch.server.schemas.common import StrictModel
+from oxillama_torch.server.store.paging import not_found
 
 __all__ = ["item_id", "items_page", "list_of", "messages_of", "parse_items"]
 
@@ -239,7 +240,7 @@ def items_page(
     ids = [item["id"] for item in items]
     for name, cursor in (("after", after), ("before", before)):
         if cursor is not None and cursor not in ids:
-            raise RequestError(f"No item with id '{cursor[:256]}' in this list.", param=name)
+            raise not_found("item of this list", cursor, name)
     start = 0 if after is None else ids.index(after) + 1
     stop = len(ids) if before is None else ids.index(before)
     return list_of(items[start:stop][:limit], stop - start > limit)

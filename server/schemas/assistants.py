@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
 from oxillama_torch.chat.tool import ToolChoice, tools_from
 from oxillama_torch.errors import RequestError
 from oxillama_torch.server.schemas.batches import Metadata
-from oxillama_torch.server.schemas.common import Finite, StrictModel
+from oxillama_torch.server.schemas.common import Finite, StrictModel, given
+from oxillama_torch.server.schemas.tools import Tools
 
 __all__ = [
     "AssistantBody",
@@ -25,7 +26,6 @@ __all__ = [
 Instructions = Annotated[str, StringConstraints(max_length=256_000)]
 Temperature = Annotated[Finite, Field(ge=0, le=2)]
 TopP = Annotated[Finite, Field(ge=0, le=1)]
-Tools = Annotated[list[dict[str, Any]], Field(max_length=128)]
 ResponseFormat = Literal["auto"] | dict[str, Any]
 Text = Annotated[str, StringConstraints(min_length=1)]
 
@@ -95,7 +95,7 @@ class AssistantBody(AssistantChanges):
         return {**defaults, **{k: v for k, v in self.given().items() if v is not None}}
 
 
-class TextPart(StrictModel):
+class MessageText(StrictModel):
     type: Literal["text"]
     text: Text
 
@@ -104,7 +104,7 @@ class MessageBody(StrictModel):
     """``attachments`` are for hosted tools."""
 
     role: Literal["user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    content: Text | Annotated[list[MessageText], Field(min_length=1)]
     metadata: Metadata | None = None
     attachments: Annotated[list[Any], Field(json_schema_extra=_EMPTY)] | None = None
 
@@ -126,6 +126,23 @@ class ThreadBody(MetadataBody):
 
 
 class TruncationStrategy(StrictModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {
+                    "properties": {"type": {"const": "auto"}, "last_messages": {"type": "null"}},
+                },
+                {
+                    "properties": {
+                        "type": {"const": "last_messages"},
+                        "last_messages": {"type": "integer"},
+                    },
+                    "required": ["last_messages"],
+                },
+            ]
+        }
+    )
+
     type: Literal["auto", "last_messages"]
     last_messages: Annotated[int, Field(ge=1)] | None = None
 
@@ -139,6 +156,10 @@ class TruncationStrategy(StrictModel):
 
 class RunBody(StrictModel):
     """``max_tokens``, and a run without an assistant but with a model, are OxiLLaMa's."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [given("assistant_id", "string"), given("model", "string")]}
+    )
 
     assistant_id: str | None = None
     model: str | None = None

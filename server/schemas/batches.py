@@ -6,10 +6,10 @@ import re
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from oxillama_torch.errors import RequestError
-from oxillama_torch.server.schemas.common import StrictModel
+from oxillama_torch.server.schemas.common import StrictModel, given
 
 __all__ = ["BatchBody", "BatchJobBody", "ExpiresAfter", "Metadata"]
 
@@ -35,7 +35,9 @@ class ExpiresAfter(BaseModel):
 
 class _Batch(StrictModel):
     endpoint: Endpoint
-    completion_window: str = "24h"
+    completion_window: Annotated[
+        str, Field(json_schema_extra={"pattern": f"^{_WINDOW.pattern}$"})
+    ] = "24h"
     metadata: Metadata | None = None
 
     def window(self) -> tuple[str, int]:
@@ -50,6 +52,10 @@ class _Batch(StrictModel):
 
 class BatchBody(_Batch):
     """``requests`` is OxiLLaMa's form: the lines themselves in place of a file of them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [given("input_file_id", "string"), given("requests", "array")]}
+    )
 
     input_file_id: str | None = None
     requests: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
@@ -70,6 +76,15 @@ class BatchBody(_Batch):
 
 class BatchJobBody(_Batch):
     """``input_jsonl`` is the text of the file."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                given("input_file_id", "string", minLength=1),
+                given("input_jsonl", "string", minLength=1),
+            ]
+        }
+    )
 
     input_jsonl: str = ""
     input_file_id: str | None = None

@@ -12,6 +12,7 @@ from oxillama_torch.sampling.params import SamplingParams
 from oxillama_torch.server.schemas.batches import Metadata
 from oxillama_torch.server.schemas.common import GenerationBody, StrictModel
 from oxillama_torch.server.schemas.constraint import ConstraintFields
+from oxillama_torch.server.schemas.tools import Tools
 from oxillama_torch.server.turn import Turn, effort_variables
 
 __all__ = ["ChatBody"]
@@ -83,7 +84,7 @@ class ChatBody(GenerationBody, ConstraintFields):
     chat_template_kwargs: dict[str, Any] | None = None
     store: bool | None = None
     metadata: Metadata | None = None
-    tools: list[Any] | None = None
+    tools: Tools | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool = True
     response_format: dict[str, Any] | None = None

@@ -4,19 +4,51 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from oxillama_torch.errors import RequestError
 from oxillama_torch.sampling.params import LogprobsMode
 from oxillama_torch.server.schemas.sampling import Finite, SamplerFields
 
-__all__ = ["GenerationBody", "ModelBody", "StreamOptions", "StrictModel"]
+__all__ = ["GenerationBody", "ModelBody", "StreamOptions", "StrictModel", "given", "with_integers"]
 
 
 class StrictModel(BaseModel):
     """No coercion: ``"1"`` is no number and ``1.5`` no integer. Unknown fields are kept aside."""
 
     model_config = ConfigDict(strict=True, extra="allow")
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Any:
+        """As pydantic's; ``4.0`` is an integer, as JSON schema has it: JSON knows one number."""
+        try:
+            return super().model_validate(obj, **options)
+        except ValidationError as error:
+            # Only then: most bodies need no second look.
+            if not any(problem["type"] == "int_type" for problem in problems_of(error)):
+                raise
+            return super().model_validate(with_integers(obj), **options)
+
+
+def given(name: str, kind: str | list[str], **more: Any) -> dict[str, Any]:
+    """The JSON schema of an object in which a field is given, and not as null."""
+    return {"required": [name], "properties": {name: {"type": kind, **more}}}
+
+
+def problems_of(error: ValidationError) -> list[Any]:
+    """The problems alone, without what is slow to write out."""
+    return error.errors(include_url=False, include_context=False, include_input=False)
+
+
+def with_integers(value: Any) -> Any:
+    """A JSON value with integers in place of floats that are such and fit 64 bits."""
+    if type(value) is float and -(2**63) <= value < 2**63 and value.is_integer():
+        return int(value)
+    if type(value) is list:
+        return [with_integers(item) for item in value]
+    if type(value) is dict:
+        return {key: with_integers(item) for key, item in value.items()}
+    return value
 
 
 class LoraChoice(StrictModel):

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from oxillama_torch.errors import RequestError
 from oxillama_torch.server.schemas.batches import Metadata
 from oxillama_torch.server.schemas.common import StrictModel
 
-__all__ = ["ConversationBody", "ItemsBody", "MetadataBody"]
+__all__ = ["ConversationBody", "ItemsBody", "MetadataChange"]
 
 Items = Annotated[list[dict[str, Any]], Field(max_length=20)]
 
 
 class _KnownFields(StrictModel):
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": False})
+
     def check(self) -> None:
         """Refuse fields that nothing reads.
 
@@ -33,7 +35,7 @@ class ConversationBody(_KnownFields):
     metadata: Metadata | None = None
 
 
-class MetadataBody(_KnownFields):
+class MetadataChange(_KnownFields):
     metadata: Metadata | None
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from oxillama_torch.chat.tool import ToolChoice, tools_from
 from oxillama_torch.errors import RequestError
 from oxillama_torch.sampling.params import SamplingParams
 from oxillama_torch.server.schemas.batches import Metadata
-from oxillama_torch.server.schemas.common import GenerationBody, StrictModel
+from oxillama_torch.server.schemas.common import GenerationBody, StrictModel, given
+from oxillama_torch.server.schemas.tools import Tools
 from oxillama_torch.server.turn import Turn, effort_variables
 
 __all__ = ["ResponseBody", "StreamQuery"]
@@ -75,9 +76,35 @@ Includable = Literal[
 ]
 
 
+def _begins(name: str, kind: Any, without: tuple[str, ...]) -> dict[str, Any]:
+    schema = given(name, kind)
+    schema["properties"] |= {other: {"type": "null"} for other in without}
+    return schema
+
+
 class ResponseBody(GenerationBody):
     """Beside OpenAI's fields, the sampling fields of ``/v1/chat/completions`` are taken."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "additionalProperties": False,
+            "anyOf": [
+                _begins("conversation", ["string", "object"], without=("previous_response_id",)),
+                _begins("previous_response_id", "string", without=("conversation",)),
+                _begins(
+                    "input", ["string", "array"], without=("conversation", "previous_response_id")
+                ),
+            ],
+            "allOf": [
+                {
+                    "anyOf": [
+                        {"properties": {"store": {"enum": [True, None]}}},
+                        {"properties": {"background": {"enum": [False, None]}}},
+                    ]
+                }
+            ],
+        }
+    )
     REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {
         "context_management": ([],),
         "moderation": (),
@@ -107,7 +134,7 @@ class ResponseBody(GenerationBody):
     safety_identifier: str | None = None
     text: TextConfig | None = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Tools | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     truncation: Literal["auto", "disabled"] | None = None
     stream: bool | None = False

@@ -65,7 +65,7 @@ def page(
         filters: columns and the values that they must have; ``metadata.KEY`` for those of objects.
 
     Raises:
-        RequestError: 400, a cursor names no row of the list.
+        RequestError: 404, a cursor names no row of the list.
     """
     query = _where(select(table), table, filters)
     for name, cursor in (("after", after), ("before", before)):
@@ -99,5 +99,5 @@ def _position(
     query = select(table.seq).where(table.id == cursor)
     seq = session.scalar(_where(query, table, filters)) if valid_id(cursor) else None
     if seq is None:
-        raise RequestError(f"No object with id '{cursor[:256]}' in this list.", param=name)
+        raise not_found("object of this list", cursor, name)
     return seq

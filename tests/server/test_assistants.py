@@ -1,8 +1,8 @@
 """Assistants, threads and messages. Oracles: the openai SDK's models and client."""
 
-import httpx2
 import pytest
-from openai import BadRequestError, NotFoundError, OpenAI
+from openai import NotFoundError
+from sdk_over_app import sdk_over
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated.*:DeprecationWarning")
 
@@ -22,11 +22,8 @@ TOOL = {
 
 @pytest.fixture
 def sdk(client):
-    transport = httpx2.WSGITransport(app=client.application.wsgi_app)
-    with httpx2.Client(transport=transport) as http_client:
-        yield OpenAI(
-            api_key="x", base_url="http://test/v1", http_client=http_client, max_retries=0
-        ).beta
+    with sdk_over(client.application) as sdk:
+        yield sdk.beta
 
 
 def strict(found):
@@ -140,7 +137,7 @@ def test_bad_fields_of_messages_are_named(client, body, param):
 def test_a_cursor_of_another_list_is_refused(sdk):
     first, second = sdk.threads.create(), sdk.threads.create()
     message = sdk.threads.messages.create(first.id, role="user", content="x")
-    with pytest.raises(BadRequestError):
+    with pytest.raises(NotFoundError):
         sdk.threads.messages.list(second.id, after=message.id)
 
 

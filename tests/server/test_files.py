@@ -6,10 +6,10 @@ import socket
 import threading
 import tracemalloc
 
-import httpx2
 import pytest
-from openai import BadRequestError, NotFoundError, OpenAI
+from openai import NotFoundError
 from openai.types import FileDeleted, FileObject
+from sdk_over_app import sdk_over
 
 from oxillama_torch.config import ServerConfig
 from oxillama_torch.server.openai.files import MOST_UPLOADS
@@ -30,9 +30,8 @@ def client(app):
 
 @pytest.fixture
 def sdk(app):
-    transport = httpx2.WSGITransport(app=app.wsgi_app)
-    with httpx2.Client(transport=transport) as http_client:
-        yield OpenAI(api_key="x", base_url="http://test/v1", http_client=http_client, max_retries=0)
+    with sdk_over(app) as sdk:
+        yield sdk
 
 
 def upload(client, content=b"{}\n", name="a.jsonl", **fields):
@@ -89,7 +88,7 @@ def test_the_sdks_client(sdk):
     assert sdk.files.delete(made.id).deleted
     with pytest.raises(NotFoundError):
         sdk.files.retrieve(made.id)
-    with pytest.raises(BadRequestError) as error:
+    with pytest.raises(NotFoundError) as error:
         sdk.files.list(after="file-none")
     assert error.value.param == "after"
 

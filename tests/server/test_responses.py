@@ -9,7 +9,6 @@ import openai
 import pytest
 from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseItemList, ResponseStreamEvent
-from openai.types.responses.input_token_count_response import InputTokenCountResponse
 from pydantic import TypeAdapter
 
 from oxillama_torch.config import ServerConfig
@@ -320,7 +319,9 @@ def test_input_tokens_are_those_that_are_used(ask, client, model_id):
     first = ask()
     body = {"model": model_id, "input": "And now?", "previous_response_id": first.id}
     counted = client.post("/v1/responses/input_tokens", json=body).get_json()
-    InputTokenCountResponse.model_validate(counted, strict=True)
+    if hasattr(openai.types.responses, "input_token_count_response"):  # of version 2 on
+        kind = openai.types.responses.input_token_count_response.InputTokenCountResponse
+        kind.model_validate(counted, strict=True)
     second = ask("And now?", previous_response_id=first.id)
     assert counted["input_tokens"] == second.usage.input_tokens
 

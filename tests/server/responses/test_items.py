@@ -1,8 +1,10 @@
 """Items. Oracle: the SDK's models for the full form; for messages, what chat templates take."""
 
+from typing import Union, get_args
+
 import pytest
 from openai.types.conversations import ConversationItem
-from openai.types.responses import ResponseItem
+from openai.types.responses import ResponseItem, ResponseReasoningItem
 from pydantic import TypeAdapter
 
 from oxillama_torch.errors import RequestError
@@ -22,6 +24,11 @@ TURN = [
         {"type": "output_text", "text": "c", "annotations": []}]},
     {"role": "user", "content": "d"},
 ]  # fmt: skip
+
+
+# Version 1 of the SDK has it in its streams, and not in the union for lists.
+if ResponseReasoningItem not in get_args(get_args(ResponseItem)[0]):
+    ResponseItem = Union[ResponseItem, ResponseReasoningItem]  # noqa: UP007
 
 
 def parse(items, find=lambda name: None):

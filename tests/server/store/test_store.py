@@ -143,7 +143,7 @@ def test_unknown_ids_are_the_clients_fault(store, bad):
         assert error.value.status == 404
         with pytest.raises(RequestError) as error:
             page(session, ConversationRow, limit=1, after=bad)
-        assert (error.value.status, error.value.param) == (400, "after")
+        assert (error.value.status, error.value.param) == (404, "after")
 
 
 def test_temporary_store_goes_with_the_process(open_store, tmp_path, monkeypatch):
