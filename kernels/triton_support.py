@@ -4,6 +4,22 @@ With ``TRITON_INTERPRET=1`` Triton runs kernels as numpy on CPU tensors. That is
 tested without a GPU, and it has limits which kernels meet through these switches: ``tl.dot`` on
 bfloat16 is wrong in the interpreter of Triton 3.6, and inline assembly is not interpreted at all.
 Kernels can also be compiled without a GPU: see ``oxillama_torch.bench.cross_compile``.
+
+Programmatic dependent launch (``OXILLAMA_PDL=1``, sm_90 and later): a kernel may be put on the
+multiprocessors, and do what needs no input, while the one before it still runs. Why no result
+depends on it, in the terms of PTX's ``griddepcontrol``:
+
+1. ``wait`` returns once the kernels before have ended and their writes are visible.
+2. Every program of every kernel with the switch waits before it touches global memory, reads and
+   writes alike. So a kernel that has ended was preceded by the end of all before it, however long
+   the chain: neither can a read come too early, nor a write into memory that is still being read.
+3. Dependents are let in after the wait, hence no more than two kernels overlap, and a dependent
+   takes no place that a program of the earlier one is still to have: it enters when all of those
+   are running or done. By 2 it does not matter that they have yet to write.
+4. Kernels without the switch (torch's, cuBLAS's, copies) start when all before them has ended, and
+   what comes after them waits for their end: they never let dependents in.
+
+A test reads 2 off the SASS: nothing that loads or stores stands before the wait.
 """
 
 from __future__ import annotations
@@ -18,6 +34,8 @@ import torch
 import triton
 import triton.language as tl
 
+from oxillama_torch.config import environment
+
 __all__ = [
     "DEVICES",
     "INTERPRET",
@@ -25,6 +43,8 @@ __all__ = [
     "dot_dtype",
     "launch_device",
     "multiprocessors",
+    "pdl_begin",
+    "pdl_options",
     "priority",
     "triton_dtype",
 ]
@@ -79,6 +99,28 @@ def multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return 1
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@triton.jit
+def pdl_begin(USE: tl.constexpr):
+    """Wait for the kernels before, then let the next one in; before any use of global memory."""
+    if USE:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@functools.cache
+def pdl_options(device: torch.device) -> dict[str, bool]:
+    """Keyword arguments by which kernels are launched with dependent launch, or without.
+
+    Without, unless ``OXILLAMA_PDL=1``: it has not been timed yet.
+    """
+    wanted = environment("PDL") == "1" and device.type == "cuda" and not INTERPRET
+    if not wanted or torch.cuda.get_device_capability(device) < (9, 0):
+        return {"USE_PDL": False}
+    if not hasattr(tl.extra.cuda, "gdc_wait"):
+        return {"USE_PDL": False}
+    return {"USE_PDL": True, "launch_pdl": True}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,14 @@ import triton
 import triton.language as tl
 
 from oxillama_torch.kernels.registry import register
-from oxillama_torch.kernels.triton_support import DEVICES, Variant, launch_device, priority
+from oxillama_torch.kernels.triton_support import (
+    DEVICES,
+    Variant,
+    launch_device,
+    pdl_begin,
+    pdl_options,
+    priority,
+)
 
 __all__ = ["activate", "gated", "gated_kernel", "variants"]
 
@@ -38,11 +45,15 @@ def activate(x, KIND: tl.constexpr):
 
 
 @triton.jit
-def gated_kernel(gate, up, out, gate_stride, up_stride, F, KIND: tl.constexpr, BLOCK: tl.constexpr):
+def gated_kernel(
+    gate, up, out, gate_stride, up_stride, F,
+    KIND: tl.constexpr, BLOCK: tl.constexpr, USE_PDL: tl.constexpr,
+):  # fmt: skip
     """Program (row, tile of features)."""
     row = tl.program_id(0).to(tl.int64)
     f = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = f < F
+    pdl_begin(USE_PDL)
     x = tl.load(gate + row * gate_stride + f, mask=inside, other=0.0).to(tl.float32)
     y = tl.load(up + row * up_stride + f, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + row * F + f, (activate(x, KIND) * y).to(out.dtype.element_ty), mask=inside)
@@ -55,8 +66,9 @@ def gated(gate: torch.Tensor, up: torch.Tensor, kind: str) -> torch.Tensor:
     out = gate.new_empty(rows, features)
     with launch_device(gate):
         gated_kernel[(rows, triton.cdiv(features, _BLOCK))](
-            gate, up, out, gate.stride(0), up.stride(0), features, KIND=kind, BLOCK=_BLOCK
-        )
+            gate, up, out, gate.stride(0), up.stride(0), features,
+            KIND=kind, BLOCK=_BLOCK, **pdl_options(gate.device),
+        )  # fmt: skip
     return out
 
 

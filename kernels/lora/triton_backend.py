@@ -23,6 +23,7 @@ from oxillama_torch.kernels.triton_support import (
     INTERPRET,
     dot_dtype,
     launch_device,
+    pdl_options,
     priority,
     triton_dtype,
 )
@@ -52,6 +53,7 @@ def lora(y: Tensor, x: Tensor, groups: RowGroups, first: int, sizes: tuple[int, 
         "DOT_DTYPE": dot_dtype(factors),
         "BLOCK_M": ROW_TILE,
         "BLOCK_R": RANK_TILE,
+        **pdl_options(x.device),
     }
     with launch_device(x):
         shrink_kernel[(tiles, parts * splits)](

@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from oxillama_torch.kernels.triton_support import pdl_begin
+
 __all__ = ["expand_kernel"]
 
 
@@ -16,13 +18,14 @@ __all__ = ["expand_kernel"]
 def expand_kernel(
     h, rows, scales, tiles, first, y, y_stride, P, R, splits, N0, N1, N2,
     PARTS: tl.constexpr, FACTOR_DTYPE: tl.constexpr, DOT_DTYPE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, USE_PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (i, j, p): outputs of tile i of part p, for the rows of tile j."""
     part = tl.program_id(2)
     size = tl.where(part == 0, N0, tl.where(part == 1, N1, N2))
     begin = tl.where(part == 0, 0, tl.where(part == 1, N0, N0 + N1))
     tile = tiles + tl.program_id(1) * 3
+    pdl_begin(USE_PDL)
     entry = tl.load(tile).to(tl.pointer_type(tl.int64)) + (first + part) * 3
     rank = tl.load(entry + 2).to(tl.int32)
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from oxillama_torch.kernels.triton_support import pdl_begin
+
 __all__ = ["shrink_kernel"]
 
 
@@ -20,11 +22,13 @@ def shrink_kernel(
     x, x_stride, rows, tiles, first, h, P, K, R, a_stride,
     PARTS: tl.constexpr, FACTOR_DTYPE: tl.constexpr, DOT_DTYPE: tl.constexpr,
     SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+    USE_PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (i, j): tile i of the rows; part and split of the inputs j."""
     part = tl.program_id(1) % PARTS
     split = tl.program_id(1) // PARTS
     tile = tiles + tl.program_id(0) * 3
+    pdl_begin(USE_PDL)
     entry = tl.load(tile).to(tl.pointer_type(tl.int64)) + (first + part) * 3
     rank = tl.load(entry + 2).to(tl.int32)
     if rank == 0:

@@ -13,7 +13,14 @@ import triton
 import triton.language as tl
 
 from oxillama_torch.kernels.registry import register
-from oxillama_torch.kernels.triton_support import DEVICES, Variant, launch_device, priority
+from oxillama_torch.kernels.triton_support import (
+    DEVICES,
+    Variant,
+    launch_device,
+    pdl_begin,
+    pdl_options,
+    priority,
+)
 
 __all__ = ["layer_norm", "layer_norm_kernel", "variants"]
 
@@ -22,11 +29,13 @@ __all__ = ["layer_norm", "layer_norm_kernel", "variants"]
 def layer_norm_kernel(
     x, weight, bias, residual, y, summed, D, eps,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, BLOCK_D: tl.constexpr,
+    USE_PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (row)."""
     d = tl.arange(0, BLOCK_D)
     inside = d < D
     at = tl.program_id(0).to(tl.int64) * D + d
+    pdl_begin(USE_PDL)
     h = tl.load(x + at, mask=inside, other=0.0)
     if HAS_RESIDUAL:
         # Rounded to the dtype of x before the norm, as the next layer will read it.
@@ -65,6 +74,7 @@ def layer_norm(
             x, weight, weight if bias is None else bias, x if residual is None else residual, y,
             summed, features, eps, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
             BLOCK_D=block, num_warps=_num_warps(block),
+            **pdl_options(x.device),
         )  # fmt: skip
     return y if residual is None else (y, summed)
 

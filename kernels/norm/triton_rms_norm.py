@@ -12,19 +12,28 @@ import triton
 import triton.language as tl
 
 from oxillama_torch.kernels.registry import register
-from oxillama_torch.kernels.triton_support import DEVICES, Variant, launch_device, priority
+from oxillama_torch.kernels.triton_support import (
+    DEVICES,
+    Variant,
+    launch_device,
+    pdl_begin,
+    pdl_options,
+    priority,
+)
 
 __all__ = ["rms_norm", "rms_norm_kernel", "variants"]
 
 
 @triton.jit
 def rms_norm_kernel(
-    x, weight, residual, y, summed, D, eps, HAS_RESIDUAL: tl.constexpr, BLOCK_D: tl.constexpr
-):
+    x, weight, residual, y, summed, D, eps,
+    HAS_RESIDUAL: tl.constexpr, BLOCK_D: tl.constexpr, USE_PDL: tl.constexpr,
+):  # fmt: skip
     """Program (row)."""
     d = tl.arange(0, BLOCK_D)
     inside = d < D
     at = tl.program_id(0).to(tl.int64) * D + d
+    pdl_begin(USE_PDL)
     h = tl.load(x + at, mask=inside, other=0.0)
     if HAS_RESIDUAL:
         # Rounded to the dtype of x before the norm, as the next layer will read it.
@@ -58,6 +67,7 @@ def rms_norm(
         rms_norm_kernel[(rows,)](
             x, weight, x if residual is None else residual, y, summed, features, eps,
             HAS_RESIDUAL=residual is not None, BLOCK_D=block, num_warps=_num_warps(block),
+            **pdl_options(x.device),
         )  # fmt: skip
     return y if residual is None else (y, summed)
 

@@ -19,7 +19,14 @@ from oxillama_torch.kernels.quant_matmul.configs import DP4A_MAX_ROWS, Config, d
 from oxillama_torch.kernels.quant_matmul.dp4a_units import UNITS
 from oxillama_torch.kernels.quant_matmul.triton_quantize import quantize
 from oxillama_torch.kernels.registry import register
-from oxillama_torch.kernels.triton_support import DEVICES, INTERPRET, launch_device, priority
+from oxillama_torch.kernels.triton_support import (
+    DEVICES,
+    INTERPRET,
+    launch_device,
+    pdl_begin,
+    pdl_options,
+    priority,
+)
 
 __all__ = ["dp4a_kernel", "dp4a_tile", "launch"]
 
@@ -48,10 +55,12 @@ def dp4a_kernel(
     x, x_scales, x_sums, p0, p1, p2, p3, s0, s1, s2, s3, bias, out, M, N, K,
     UNIT: tl.constexpr, UNIT_WEIGHTS: tl.constexpr, USE_ASM: tl.constexpr,
     HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr,
+    USE_PDL: tl.constexpr,
 ):  # fmt: skip
     """Program i: outputs of tile i // M for row i % M; rows of one tile share W in the cache."""
     m = (tl.program_id(0) % M).to(tl.int64)
     n = (tl.program_id(0) // M).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    pdl_begin(USE_PDL)
     y = dp4a_tile(
         n, m, x, x_scales, x_sums, p0, p1, p2, p3, s0, s1, s2, s3, N, K,
         UNIT, UNIT_WEIGHTS, USE_ASM, EVEN_K, BLOCK_N, BLOCK_U,
@@ -78,6 +87,7 @@ def launch(
             EVEN_K=inputs % (unit_weights * config.block_k) == 0,
             BLOCK_N=config.block_n, BLOCK_U=config.block_k,
             num_warps=config.num_warps, num_stages=config.num_stages,
+            **pdl_options(x.device),
         )  # fmt: skip
     return out
 

@@ -18,7 +18,14 @@ from oxillama_torch.kernels.formats.base import PackedTensor
 from oxillama_torch.kernels.quant_matmul.configs import Config, block_k, default
 from oxillama_torch.kernels.quant_matmul.triton_gemm import tile_product
 from oxillama_torch.kernels.registry import register
-from oxillama_torch.kernels.triton_support import DEVICES, dot_dtype, launch_device, priority
+from oxillama_torch.kernels.triton_support import (
+    DEVICES,
+    dot_dtype,
+    launch_device,
+    pdl_begin,
+    pdl_options,
+    priority,
+)
 
 __all__ = ["experts_kernel", "launch", "plan_tiles"]
 
@@ -28,9 +35,10 @@ def experts_kernel(
     x, x_stride, p0, p1, p2, p3, s0, s1, s2, s3, out, N, K,
     order, tile_expert, tile_start, expert_start, E,
     DECODE: tl.constexpr, DOT_DTYPE: tl.constexpr, EVEN_K: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, USE_PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (i, j): outputs of tile i for the rows of tile j of the sorted order."""
+    pdl_begin(USE_PDL)
     expert = tl.load(tile_expert + tl.program_id(1))
     if expert >= E:
         return
@@ -93,6 +101,7 @@ def launch(
             EVEN_K=inputs % tile == 0,
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=tile,
             num_warps=config.num_warps, num_stages=config.num_stages,
+            **pdl_options(x.device),
         )  # fmt: skip
     return out
 

@@ -32,6 +32,8 @@ from oxillama_torch.kernels.triton_support import (
     INTERPRET,
     dot_dtype,
     launch_device,
+    pdl_begin,
+    pdl_options,
     priority,
 )
 
@@ -45,11 +47,12 @@ _MOST_ROWS_OF_A_TILE = 64
 def gemm_gated_kernel(
     x, x_stride, p0, p1, p2, p3, s0, s1, s2, s3, out, M, F, K,
     DECODE: tl.constexpr, KIND: tl.constexpr, DOT_DTYPE: tl.constexpr, EVEN_K: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, USE_PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (i, j): features of tile i for rows of tile j."""
     f = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    pdl_begin(USE_PDL)
     gate = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     up = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for k0 in range(0, K, BLOCK_K):
@@ -72,11 +75,12 @@ def gemm_gated_kernel(
 def dp4a_gated_kernel(
     x, x_scales, x_sums, p0, p1, p2, p3, s0, s1, s2, s3, out, M, F, K,
     UNIT: tl.constexpr, UNIT_WEIGHTS: tl.constexpr, KIND: tl.constexpr, USE_ASM: tl.constexpr,
-    EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr,
+    EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr, USE_PDL: tl.constexpr,
 ):  # fmt: skip
     """Program i: features of tile i // M for row i % M."""
     m = (tl.program_id(0) % M).to(tl.int64)
     f = (tl.program_id(0) // M).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    pdl_begin(USE_PDL)
     gate = dp4a_tile(
         f, m, x, x_scales, x_sums, p0, p1, p2, p3, s0, s1, s2, s3, F, K,
         UNIT, UNIT_WEIGHTS, USE_ASM, EVEN_K, BLOCK_N, BLOCK_U,
@@ -105,6 +109,7 @@ def launch_gemm(x: torch.Tensor, weight: PackedTensor, kind: str, config: Config
             EVEN_K=inputs % tile == 0,
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=tile,
             num_warps=config.num_warps, num_stages=config.num_stages,
+            **pdl_options(x.device),
         )  # fmt: skip
     return out
 
@@ -122,6 +127,7 @@ def launch_dp4a(x: torch.Tensor, weight: PackedTensor, kind: str, config: Config
             EVEN_K=inputs % (unit_weights * config.block_k) == 0,
             BLOCK_N=config.block_n, BLOCK_U=config.block_k,
             num_warps=config.num_warps, num_stages=config.num_stages,
+            **pdl_options(x.device),
         )  # fmt: skip
     return out
 

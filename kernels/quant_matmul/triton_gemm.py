@@ -21,7 +21,14 @@ from oxillama_torch.kernels.quant_matmul.configs import (
     invariant_config,
 )
 from oxillama_torch.kernels.registry import register
-from oxillama_torch.kernels.triton_support import DEVICES, dot_dtype, launch_device, priority
+from oxillama_torch.kernels.triton_support import (
+    DEVICES,
+    dot_dtype,
+    launch_device,
+    pdl_begin,
+    pdl_options,
+    priority,
+)
 
 __all__ = ["gemm_kernel", "gemm_tile", "launch", "tile_product"]
 
@@ -71,9 +78,10 @@ def gemm_tile(
 def gemm_kernel(
     x, x_stride, p0, p1, p2, p3, s0, s1, s2, s3, bias, out, M, N, K,
     DECODE: tl.constexpr, DOT_DTYPE: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, USE_PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (i, j): outputs of tile i for rows of tile j."""
+    pdl_begin(USE_PDL)
     gemm_tile(
         tl.program_id(0), tl.program_id(1), x, x_stride,
         p0, p1, p2, p3, s0, s1, s2, s3, bias, out, M, N, K,
@@ -100,6 +108,7 @@ def launch(
             EVEN_K=inputs % tile == 0,
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=tile,
             num_warps=config.num_warps, num_stages=config.num_stages,
+            **pdl_options(x.device),
         )  # fmt: skip
     return out
 

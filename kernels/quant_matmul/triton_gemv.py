@@ -21,7 +21,13 @@ from oxillama_torch.kernels.quant_matmul.configs import (
     gemv_config,
 )
 from oxillama_torch.kernels.registry import register
-from oxillama_torch.kernels.triton_support import DEVICES, launch_device, priority
+from oxillama_torch.kernels.triton_support import (
+    DEVICES,
+    launch_device,
+    pdl_begin,
+    pdl_options,
+    priority,
+)
 
 __all__ = ["gemv_kernel", "launch"]
 
@@ -30,11 +36,12 @@ __all__ = ["gemv_kernel", "launch"]
 def gemv_kernel(
     x, x_stride, p0, p1, p2, p3, s0, s1, s2, s3, bias, out, N, K,
     DECODE: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, USE_PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (i, j): outputs of tile i for row j."""
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1).to(tl.int64)
+    pdl_begin(USE_PDL)
     acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     for k0 in range(0, K, BLOCK_K):
         w = DECODE(
@@ -69,6 +76,7 @@ def launch(
             EVEN_K=inputs % tile == 0,
             BLOCK_N=config.block_n, BLOCK_K=tile,
             num_warps=config.num_warps, num_stages=config.num_stages,
+            **pdl_options(x.device),
         )  # fmt: skip
     return out
 

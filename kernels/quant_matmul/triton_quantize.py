@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from oxillama_torch.kernels.triton_support import launch_device
+from oxillama_torch.kernels.triton_support import launch_device, pdl_begin, pdl_options
 
 __all__ = ["GROUP", "quantize", "quantize_kernel"]
 
@@ -23,12 +23,14 @@ NUM_WARPS = 4
 
 @triton.jit
 def quantize_kernel(
-    x, x_stride, values, scales, sums, K, GROUP: tl.constexpr, BLOCK_GROUPS: tl.constexpr
-):
+    x, x_stride, values, scales, sums, K,
+    GROUP: tl.constexpr, BLOCK_GROUPS: tl.constexpr, USE_PDL: tl.constexpr,
+):  # fmt: skip
     """Program (i, j): groups of tile j of row i."""
     m = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1) * BLOCK_GROUPS + tl.arange(0, BLOCK_GROUPS)
     k = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    pdl_begin(USE_PDL)
     v = tl.load(x + m * x_stride + k, mask=k < K, other=0.0).to(tl.float32)
     d = tl.max(tl.abs(v), axis=1) / 127.0
     inverse = 1.0 / tl.where(d > 0.0, d, 1.0)
@@ -57,5 +59,6 @@ def quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
         quantize_kernel[(rows, triton.cdiv(groups, BLOCK_GROUPS))](
             x, x.stride(0), values, scales, sums, inputs,
             GROUP=GROUP, BLOCK_GROUPS=BLOCK_GROUPS, num_warps=NUM_WARPS,
+            **pdl_options(x.device),
         )  # fmt: skip
     return values, scales, sums

@@ -37,6 +37,8 @@ from oxillama_torch.kernels.triton_support import (
     INTERPRET,
     dot_dtype,
     launch_device,
+    pdl_begin,
+    pdl_options,
     priority,
 )
 
@@ -49,11 +51,12 @@ def gemm_segments_kernel(
     bias_a, bias_b, out_a, out_b, M, A, B, K,
     DECODE_A: tl.constexpr, DECODE_B: tl.constexpr, DOT_DTYPE: tl.constexpr,
     HAS_BIAS_A: tl.constexpr, HAS_BIAS_B: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, USE_PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (i, j): outputs of tile i (of A's, then of B's) for rows of tile j."""
     tile, m_tile = tl.program_id(0), tl.program_id(1)
     tiles_a = tl.cdiv(A, BLOCK_N)
+    pdl_begin(USE_PDL)
     if tile < tiles_a:
         gemm_tile(
             tile, m_tile, x, x_stride, a0, a1, a2, a3, sa0, sa1, sa2, sa3, bias_a, out_a, M, A, K,
@@ -90,12 +93,13 @@ def dp4a_segments_kernel(
     UNIT_A: tl.constexpr, UNIT_B: tl.constexpr, WEIGHTS_A: tl.constexpr, WEIGHTS_B: tl.constexpr,
     USE_ASM: tl.constexpr, HAS_BIAS_A: tl.constexpr, HAS_BIAS_B: tl.constexpr,
     EVEN_A: tl.constexpr, EVEN_B: tl.constexpr,
-    BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_U: tl.constexpr,
+    BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_U: tl.constexpr, USE_PDL: tl.constexpr,
 ):  # fmt: skip
     """Program i: outputs of tile i // M (of A's, then of B's) for row i % M."""
     m = (tl.program_id(0) % M).to(tl.int64)
     tile = tl.program_id(0) // M
     tiles_a = tl.cdiv(A, BLOCK_A)
+    pdl_begin(USE_PDL)
     if tile < tiles_a:
         _dp4a_store(
             tile, m, x, x_scales, x_sums, a0, a1, a2, a3, sa0, sa1, sa2, sa3, bias_a, out_a, A, K,
@@ -135,6 +139,7 @@ def launch_gemm(
             HAS_BIAS_A=biases[0] is not None, HAS_BIAS_B=biases[1] is not None,
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=tile,
             num_warps=config.num_warps, num_stages=config.num_stages,
+            **pdl_options(x.device),
         )  # fmt: skip
     return outs
 
@@ -165,6 +170,7 @@ def launch_dp4a(
             EVEN_A=inputs % (weights_a * units) == 0, EVEN_B=inputs % (weights_b * units) == 0,
             BLOCK_A=blocks[0], BLOCK_B=blocks[1], BLOCK_U=units,
             num_warps=configs[0].num_warps, num_stages=configs[0].num_stages,
+            **pdl_options(x.device),
         )  # fmt: skip
     return outs
 

@@ -35,6 +35,8 @@ __all__ = ["TARGETS", "Report", "compile_variant", "cross_compile", "table"]
 # Ampere, Hopper, datacenter Blackwell, workstation Blackwell.
 TARGETS = (80, 90, 100, 120)
 _THREADS_PER_WARP = 32
+# griddepcontrol.wait and griddepcontrol.launch_dependents.
+_WAIT, _LET_IN = "ACQBULK", "PREEXIT"
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Report:
         per_weight: instructions a thread issues in the hot loop for each weight it decodes; None
             when the variant decodes none.
         opcodes: opcode -> count in the hot loop (in the whole kernel where there is no loop).
+        before_wait: opcodes that stand before the wait of a dependent launch; None: no wait.
+        lets_in: instructions that let a dependent kernel in.
     """
 
     name: str
@@ -65,10 +69,17 @@ class Report:
     loop_instructions: int
     per_weight: float | None
     opcodes: dict[str, int]
+    before_wait: list[str] | None
+    lets_in: int
 
 
 def cross_compile(
-    source: str, targets: Sequence[int] = TARGETS, *, match: str = "", timeout_s: float = 600
+    source: str,
+    targets: Sequence[int] = TARGETS,
+    *,
+    match: str = "",
+    pdl: bool = False,
+    timeout_s: float = 600,
 ) -> list[Report]:
     """Compile the variants of ``source`` in a process of their own; nothing is cached.
 
@@ -76,12 +87,13 @@ def cross_compile(
         source: ``"package.module:function"``; the function takes nothing and returns variants.
         targets: GPU generations, such as 90 for sm_90.
         match: regular expression that a variant's name must contain.
+        pdl: with programmatic dependent launch, which needs sm_90 or later.
 
     Raises:
         RuntimeError: the process failed; its error output is the message.
     """
     command = [sys.executable, "-m", __name__, source, "--json", f"--match={match}"]
-    command += ["--targets", ",".join(map(str, targets))]
+    command += ["--targets", ",".join(map(str, targets)), *(["--pdl"] if pdl else [])]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=timeout_s
@@ -91,23 +103,29 @@ def cross_compile(
     return [Report(**report) for report in json.loads(done.stdout)]
 
 
-def compile_variant(variant: Variant, capability: int) -> Report:
-    """Compile one variant for one GPU generation; not in an interpreting process."""
+def compile_variant(variant: Variant, capability: int, pdl: bool = False) -> Report:
+    """Compile one variant for one GPU generation; not in an interpreting process.
+
+    Args:
+        pdl: with programmatic dependent launch, in kernels that have the switch.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     assert not INTERPRET, "an interpreted kernel cannot be compiled: unset TRITON_INTERPRET"
     names = variant.kernel.arg_names
-    unknown = {*variant.arguments, *variant.constants} ^ set(names)
+    constants = variant.constants | ({"USE_PDL": pdl} if "USE_PDL" in names else {})
+    unknown = {*variant.arguments, *constants} ^ set(names)
     assert not unknown, f"{variant.name}: arguments {sorted(unknown)} are missing or too many"
     source = ASTSource(
         variant.kernel,
         {name: variant.arguments.get(name, "constexpr") for name in names},
-        {(names.index(name),): value for name, value in variant.constants.items()},
+        {(names.index(name),): value for name, value in constants.items()},
         {(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned},
     )
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    options |= {"launch_pdl": True} if constants.get("USE_PDL") else {}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     return _report(variant, capability, compiled)
 
@@ -118,17 +136,20 @@ def _report(variant: Variant, capability: int, compiled: Any) -> Report:
     loop = _hot_loop(instructions)
     counted = Counter(_opcode(text) for text in loop or [text for _, text in instructions])
     threads = variant.num_warps * _THREADS_PER_WARP
+    opcodes = [_opcode(text) for _, text in instructions]
     return Report(
         name=variant.name,
         capability=capability,
         registers=_usage(usage, "REG"),
         local_bytes=_usage(usage, "STACK") + _usage(usage, "LOCAL"),
-        spills=sum(_opcode(text) in ("LDL", "STL") for _, text in instructions),
+        spills=sum(opcode in ("LDL", "STL") for opcode in opcodes),
         shared_bytes=compiled.metadata.shared,
         instructions=len(instructions),
         loop_instructions=len(loop),
         per_weight=round(len(loop) * threads / variant.weights, 2) if variant.weights else None,
         opcodes=dict(counted.most_common()),
+        before_wait=opcodes[: opcodes.index(_WAIT)] if _WAIT in opcodes else None,
+        lets_in=opcodes.count(_LET_IN),
     )
 
 
@@ -202,6 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("source", help="package.module:function that returns variants")
     parser.add_argument("--targets", default=",".join(map(str, TARGETS)), help="such as 80,90")
     parser.add_argument("--match", default="", help="regular expression for variant names")
+    parser.add_argument("--pdl", action="store_true", help="with programmatic dependent launch")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
     import triton
@@ -212,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         triton.knobs.cache.dir = folder
         reports = [
-            compile_variant(variant, int(target))
+            compile_variant(variant, int(target), options.pdl)
             for target in options.targets.split(",")
             for variant in chosen
         ]
