@@ -21,8 +21,10 @@ def main() -> None:
             requests = sample["arguments"].values()
             for request, [[logged, _]] in zip(requests, sample["resps"], strict=True):
                 context, answer = request["arg_0"], request["arg_1"]
-                scored = llm.score(context + answer).logprobs
-                own = sum(scored[len(llm.tokenize(context)) :])
+                # lm-eval joins the tokens of the context with those of the whole that follow.
+                context_ids, ids = llm.tokenize(context), llm.tokenize(context + answer)
+                ids[: len(context_ids)] = context_ids
+                own = sum(llm.score(ids).logprobs[len(context_ids) :])
                 worst, count = max(worst, abs(own - float(logged))), count + 1
     print(f"{count} log-likelihoods, apart by {worst:.2g} at most")
     assert count and worst < 1e-3
