@@ -63,7 +63,8 @@ class Scoring:
         if pooling not in get_args(Pooling):
             raise UnsupportedError(f"pooling {pooling!r}", get_args(Pooling))
         events = self._captured(prompts, "hidden", (), pooling)
-        embeddings = torch.cat([torch.from_numpy(event.captured) for event in events])
+        none = torch.empty(0, self._engine.hidden_size)
+        embeddings = torch.cat([none, *(torch.from_numpy(event.captured) for event in events)])
         return torch.nn.functional.normalize(embeddings, dim=-1) if normalize else embeddings
 
     def _captured(

@@ -21,6 +21,7 @@ from oxillama_torch import LLM, SamplingParams
 from oxillama_torch.engine.request import FinishEvent, GenerationRequest, TokenEvent
 from oxillama_torch.errors import EngineError, GGUFError, RequestError, UnsupportedError
 from oxillama_torch.kernels.registry import Call, candidates, registered_ops, use_kernels
+from oxillama_torch.sampling.constraint import Constraint
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 PROMPT = "def parse(text):\n"
@@ -82,6 +83,11 @@ def test_embeddings_pool_the_hidden_states_of_transformers(tiny, pooling):
     assert torch.allclose(found[0], expected, rtol=1e-4, atol=1e-4)
     normed = llm.embed(IDS, pooling)
     assert torch.allclose(normed[0], expected / expected.norm(), rtol=1e-4, atol=1e-5)
+
+
+def test_no_texts_have_no_embeddings(tiny):
+    llm, oracle = tiny
+    assert llm.embed([]).shape == (0, oracle.config.hidden_size)
 
 
 def test_more_prompts_than_the_inbox_holds(tiny):
@@ -252,11 +258,14 @@ def test_after_close_nothing_is_served(tmp_path):
     write_tiny("llama", tmp_path / "tiny.gguf")
     llm = LLM(tmp_path / "tiny.gguf", device="cpu")
     assert llm.name == "tiny-llama" and "llama on cpu" in llm.describe()
+    llm.generate([5], SamplingParams(max_tokens=1, constraint=Constraint("regex", "b+")))
     llm.close()
     llm.close()
     assert not llm.engine.alive
-    with pytest.raises(EngineError):
-        llm.generate([5])
+    constraint = Constraint("regex", "a+")
+    for params in (None, SamplingParams(constraint=constraint)):  # whose compiler is closed too
+        with pytest.raises(EngineError):
+            llm.generate([5], params)
 
 
 def test_fingerprints_tell_models_and_numerics_apart(tmp_path):

@@ -60,7 +60,7 @@ class EngineThread:
         self._wake = threading.Condition()
         self._inbox: deque[RequestHandle] = deque()
         self._cancelled: list[str] = []
-        self._calls: list[tuple[Callable[[Engine], Any], Future]] = []
+        self._calls: deque[tuple[Callable[[Engine], Any], Future]] = deque()
         self._draining = False
         self._stopping = False
         self._closed: str | None = None
@@ -76,6 +76,11 @@ class EngineThread:
     @property
     def vocab_size(self) -> int:
         return self._engine.vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of an embedding."""
+        return self._engine.model.config.hidden_size
 
     @property
     def pooling(self) -> Pooling:
@@ -124,6 +129,7 @@ class EngineThread:
             CapacityError: too many are waiting.
             EngineError: the engine does not run.
         """
+        self._check_open()  # before a constraint is compiled for nothing
         self._engine.check(request)
         if request.params.seed is None:
             request = replace(request, params=replace(request.params, seed=random_seed()))
@@ -132,10 +138,7 @@ class EngineThread:
         adapters, matcher = engine.resolve(request), engine.matcher(request)
         handle = RequestHandle(request, self.cancel, sink, adapters, matcher)
         with self._wake:
-            if self._closed is not None:
-                raise EngineError(self._closed)
-            if self._draining or not self._thread.is_alive():
-                raise EngineError("the engine is not running")
+            self._check_open()
             if self._knows(request.request_id):
                 raise RequestError(
                     f"request id {request.request_id!r} is in use", param="request_id"
@@ -149,6 +152,12 @@ class EngineThread:
             self._inbox.append(handle)
             self._wake.notify()
         return handle
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise EngineError(self._closed)
+        if self._draining or not self._thread.is_alive():
+            raise EngineError("the engine is not running")
 
     def cancel(self, request_id: str) -> None:
         """Drop a request within a step; callable from any thread, unknown ids are ignored."""
@@ -218,20 +227,34 @@ class EngineThread:
                 self._wake.wait()
                 # The rate of requests served is measured while there are some.
                 self._ended.clear()
+            refused = []
             while self._inbox:
-                self._engine.add(self._inbox[0])
+                refused += self._take_in(self._inbox[0])
                 self._inbox.popleft()
             cancelled, self._cancelled = self._cancelled, []
-            calls, self._calls = self._calls, []
+            calls = len(self._calls)
             stopping = self._stopping
-        for function, future in calls:
-            self._answer(function, future)
+        self._deliver(refused)
+        for _ in range(calls):
+            # One by one: where a call ends the thread, those behind it are told.
+            self._answer(*self._calls.popleft())
         for request_id in cancelled:
             self._deliver(self._engine.cancel(request_id))
         if stopping:
             for request_id in self._engine.request_ids():
                 self._deliver(self._engine.cancel(request_id))
         return self._engine.has_work or not self._draining
+
+    def _take_in(self, handle: RequestHandle) -> list[Delivery]:
+        """Give a request to the engine. Returns: what is to be said to one it cannot take."""
+        try:
+            self._engine.add(handle)
+        except Exception as error:
+            log.exception("request %s could not be taken in", handle.request_id)
+            failure = EngineError("the engine could not take this request in")
+            failure.__cause__ = error
+            return [(handle, ErrorEvent(failure))]
+        return []
 
     def _answer(self, function: Callable[[Engine], Any], future: Future) -> None:
         """Run a call; what it raises is its caller's, unless it takes the device with it."""
@@ -259,7 +282,7 @@ class EngineThread:
             self._closed = reason
             handles = [*self._engine.drop_all(), *self._inbox]
             self._inbox.clear()
-            calls, self._calls = self._calls, []
+            calls, self._calls = self._calls, deque()
         for _, future in calls:
             future.set_exception(EngineError(reason))
         # An error each: raised in several threads, one object would collect all their tracebacks.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from numbers import Integral
 
 from oxillama_torch.engine.request import GenerationRequest
 from oxillama_torch.errors import RequestError
@@ -45,6 +46,8 @@ def check_request(
             raise RequestError(
                 f"token id {token_id} is not below {vocab_size}", param=f"logit_bias.{token_id}"
             )
+    # A GPU beyond use would be the answer to an id that is none: end tokens are banned at first.
+    _check_ids("stop_token_ids", params.stop_token_ids, vocab_size)
     _check_ids("allowed_token_ids", params.allowed_token_ids or (), vocab_size)
     for name in ("bad_words", "dry_sequence_breakers"):
         for word in getattr(params, name):
@@ -63,8 +66,8 @@ def check_request(
 
 def _check_ids(name: str, ids: Collection[int], vocab_size: int) -> None:
     for token_id in ids:
-        if not 0 <= token_id < vocab_size:
-            raise RequestError(f"token id {token_id} is not below {vocab_size}", param=name)
+        if not isinstance(token_id, Integral) or not 0 <= token_id < vocab_size:
+            raise RequestError(f"token id {token_id!r} is not below {vocab_size}", param=name)
 
 
 def _check_adapters(wanted: tuple[tuple[str, float], ...], loaded: Collection[str]) -> None:

@@ -178,11 +178,13 @@ class SamplingParams:
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise RequestError("allowed_token_ids leaves no token", param="allowed_token_ids")
         for token_id, bias in self.logit_bias.items():
-            if math.isnan(bias) or bias == math.inf:
+            if not (bias == -math.inf or abs(bias) <= _FLOAT32_MAX):
                 raise RequestError(
                     "logit_bias must be finite or -inf", param=f"logit_bias.{token_id}"
                 )
 
+
+_FLOAT32_MAX = 3.4028234663852886e38
 
 _TUPLES = (
     "stop",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from oxillama_torch.errors import EngineError, OxiLlamaError
+from oxillama_torch.errors import EngineError, OxiLlamaError, RequestError
 from oxillama_torch.sampling.chain import adjust, pick
 from oxillama_torch.sampling.custom import apply_processors
 from oxillama_torch.sampling.logprobs import measure, read
@@ -84,7 +84,7 @@ def sample(
         logprobs = None
         if row.params.logprobs is not None:
             mine, measured = measured[:width], measured[width:]
-            if is_finite:
+            if is_finite and is_possible and index not in failed:
                 logprobs = read(mine, min(row.params.logprobs, top))
         if index in failed:
             results.append(Sampled(None, error=failed[index]))
@@ -92,7 +92,7 @@ def sample(
             results.append(Sampled(None, error=EngineError("the model's logits are not finite")))
         elif not is_possible:
             results.append(
-                Sampled(None, error=EngineError("every token of the vocabulary is banned"))
+                Sampled(None, error=RequestError("every token of the vocabulary is banned"))
             )
         else:
             if row.params.mirostat:

@@ -228,6 +228,47 @@ def test_when_the_thread_dies_everybody_is_told(make_thread, caplog):
     assert engine.stats()["alive"] == 0
 
 
+def test_a_call_that_ends_the_thread_leaves_no_other_waiting(make_thread, caplog):
+    engine, entered, gate = make_thread(), threading.Event(), threading.Event()
+    answers = queue.SimpleQueue()
+
+    def ask(function):
+        try:
+            answers.put(engine.call(function))
+        except BaseException as error:
+            answers.put(error)
+
+    def wait(_):
+        entered.set()
+        return gate.wait(PATIENCE_S)
+
+    def end(_):
+        raise SystemExit
+
+    threads = [threading.Thread(target=ask, args=(f,)) for f in (wait, end, lambda _: "served")]
+    threads[0].start()
+    assert entered.wait(PATIENCE_S)
+    threads[1].start()
+    wait_until(lambda: len(engine._calls) == 1)
+    threads[2].start()
+    wait_until(lambda: len(engine._calls) == 2)
+    gate.set()
+    first, second, third = (answers.get(timeout=PATIENCE_S) for _ in threads)
+    assert first is True and isinstance(second, SystemExit) and isinstance(third, EngineError)
+    for thread in threads:
+        thread.join()
+
+
+def test_a_request_that_cannot_be_taken_in_fails_alone(make_thread, monkeypatch, caplog):
+    engine = make_thread()
+    monkeypatch.setattr(engine._engine, "check", lambda _: None)
+    bad = engine.submit(request_for([5], stop_token_ids=(2**70,), min_tokens=1))
+    with pytest.raises(EngineError, match="take this request in"):
+        list(bad.events())
+    good = engine.submit(request_for([5], max_tokens=3))
+    assert tokens_of(list(good.events())) == expected([5], 3)
+
+
 def test_stop_ends_what_is_running_and_what_waits(make_thread):
     gate = Gate()
     engine = make_thread(ScriptedModel(on_forward=gate), max_batch_size=1)

@@ -34,6 +34,7 @@ from oxillama_torch.sampling.presets import PRESETS, preset, sampler_order
         ("dry_sequence_breakers", ("x" * 1025,)),
         ("allowed_token_ids", ()),
         ("logit_bias", {4: math.nan}),
+        ("logit_bias", {4: 1e39}),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(name, value):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from sampling_oracle import log_softmax
 
+from oxillama_torch.errors import RequestError
 from oxillama_torch.sampling.history import TokenHistory
 from oxillama_torch.sampling.logprobs import token_logprobs
 from oxillama_torch.sampling.params import SamplingParams
@@ -90,6 +91,18 @@ def test_a_row_with_every_token_banned_fails_alone():
     out = sample(torch.randn(3, 5), rows)
     assert out[0].error is None
     assert all("banned" in str(entry.error) for entry in out[1:])
+    assert all(isinstance(entry.error, RequestError) for entry in out[1:]), "who asks is at fault"
+
+
+def test_a_row_without_tokens_has_no_logprobs_to_measure():
+    """Of the masked logits nothing is left: no sum to take the logarithm of."""
+    params = SamplingParams(
+        temperature=0, logprobs=2, logprobs_mode="masked", processors=("nothing",)
+    )
+    nothing = [lambda ids, logits: torch.full_like(logits, -torch.inf)]
+    row = SamplingRow(params, PROMPT, processors=nothing)
+    out = sample(torch.randn(2, 5), [row, greedy(logprobs=2)])
+    assert "banned" in str(out[0].error) and out[1].error is None
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
