@@ -34,6 +34,8 @@ class EngineConfig:
         numerics: ``invariant``, ``fast`` or ``auto``.
         dtype: activation dtype: ``auto`` (float32 on CPU, bfloat16 on CUDA), ``float32``,
             ``bfloat16`` or ``float16``.
+        kv_dtype: keys and values in their pages: ``auto`` (the activations' dtype), ``f32``,
+            ``f16``, ``bf16``, ``fp8``, ``q8_0`` or ``q4_0``.
         kernels: rules such as ``"attention=reference"``; None: ``OXILLAMA_KERNELS``.
         kernel_path: Python file that registers kernels of the user's own, or None.
         tuned: table of tile sizes that ``oxillama kernels tune`` has written; None: what ships.
@@ -55,6 +57,7 @@ class EngineConfig:
     device: str = "auto"
     numerics: Numerics = "auto"
     dtype: str = "auto"
+    kv_dtype: str = "auto"
     kernels: str | None = None
     kernel_path: Path | None = None
     tuned: Path | None = None
@@ -73,6 +76,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         _choice("numerics", self.numerics, ("auto", "invariant", "fast"))
         _choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        _choice("kv_dtype", self.kv_dtype, ("auto", "f32", "f16", "bf16", "fp8", "q8_0", "q4_0"))
         if self.device not in ("auto", "cpu", "cuda") and not self.device.startswith("cuda:"):
             raise UnsupportedError(f"device {self.device!r}", ("auto", "cpu", "cuda", "cuda:N"))
         for name in ("max_batch_size", "max_batch_tokens", "max_context", "page_size", "kv_pages"):

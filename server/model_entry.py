@@ -159,6 +159,7 @@ def _plan(gguf: GGUFFile, config: EngineConfig) -> tuple[ModelConfig, MemoryPlan
         gguf,
         model,
         dtype=dtype,
+        kv_dtype=config.kv_dtype,
         max_batch_tokens=config.max_batch_tokens,
         max_batch_size=config.max_batch_size or DEFAULT_BATCH_SIZE,
     )

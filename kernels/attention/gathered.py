@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from oxillama_torch.kernels.kv_formats import KVFormat, decode, format_of, raw
 from oxillama_torch.kernels.registry import Call, register
 
 __all__ = ["attention"]
@@ -51,7 +52,8 @@ def attention(
     del max_query_len, max_seq_len  # the lengths themselves are needed, and are at hand on a CPU
     page_size, group = k_pages.shape[1], q.shape[1] // k_pages.shape[2]
     starts, lengths = query_start.tolist(), seq_lens.tolist()
-    out = q.new_empty(*q.shape[:2], v_pages.shape[3])
+    format = format_of(k_pages, q.shape[2])
+    out = q.new_empty(*q.shape[:2], format.dim(v_pages.shape[3]))
     for row, length in enumerate(lengths):
         start, stop = starts[row : row + 2]
         if start == stop:
@@ -60,7 +62,7 @@ def attention(
         first -= first % page_size
         table = page_table[row, first // page_size : -(-length // page_size)].long()
         k, v = (
-            pages[table].flatten(0, 1)[: length - first].to(q.dtype).transpose(0, 1)
+            _widened(raw(pages)[table].flatten(0, 1)[: length - first], format, q.dtype)
             for pages in (k_pages, v_pages)
         )
         queries = q[start:stop].transpose(0, 1)
@@ -72,6 +74,13 @@ def attention(
             y = _spelt_out(queries, k, v, hidden, scale, softcap, sinks, slopes)
         out[start:stop] = y.transpose(0, 1)
     return out
+
+
+def _widened(rows: Tensor, format: KVFormat, dtype: torch.dtype) -> Tensor:
+    """[S, Hkv, R] as pages have it -> [Hkv, S, D] in q's dtype."""
+    if rows.dtype != format.dtype or format.packed:
+        rows = decode(rows, format)
+    return rows.to(dtype).transpose(0, 1)
 
 
 def _hidden(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:

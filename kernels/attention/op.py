@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from oxillama_torch.kernels import registry
+from oxillama_torch.kernels import kv_formats, registry
 
 __all__ = ["attention"]
 
@@ -48,8 +48,9 @@ def attention(
 
     Args:
         q: float32, bfloat16 or float16 [T, Hq, D], contiguous.
-        k_pages, v_pages: float32, bfloat16 or float16 [P, S, Hkv, D] and [P, S, Hkv, Dv],
-            contiguous, S a power of two.
+        k_pages, v_pages: float32, bfloat16, float16 or float8_e4m3fn [P, S, Hkv, D] and
+            [P, S, Hkv, Dv], or q8_0 or q4_0 as ``kv_formats`` lays it out; contiguous, S a power
+            of two.
         page_table: int32 [B, L]; entry [b, i] is the page of positions i*S to i*S+S-1. Entries
             past a request's last page are not read.
         query_start: int32 [B + 1], from 0 to T.
@@ -81,7 +82,8 @@ def attention(
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap: got {softcap}, wanted None or a positive number")
     if q.shape[0] == 0:
-        return q.new_empty(0, q.shape[1], v_pages.shape[3])
+        format = kv_formats.format_of(k_pages, q.shape[2])
+        return q.new_empty(0, q.shape[1], format.dim(v_pages.shape[3]))
     call = registry.Call(q.device.type, q.dtype, numerics, m=max_query_len)
     return registry.select("attention", call).function(
         q,
@@ -108,7 +110,7 @@ def _check_heads(
 ) -> None:
     if q.ndim != 3:
         raise ValueError(f"q: got {tuple(q.shape)}, wanted (T, HQ, D)")
-    if k_pages.ndim != 4 or k_pages.shape[3] != q.shape[2]:
+    if k_pages.ndim != 4:
         raise ValueError(f"k_pages: got {tuple(k_pages.shape)}, wanted (P, S, HKV, {q.shape[2]})")
     pages, page_size, kv_heads, _ = k_pages.shape
     if v_pages.ndim != 4 or v_pages.shape[:3] != k_pages.shape[:3]:
@@ -119,12 +121,17 @@ def _check_heads(
     if q.shape[1] % kv_heads:
         raise ValueError(f"q: got {q.shape[1]} heads, wanted a multiple of {kv_heads}")
     for name, x in (("q", q), ("k_pages", k_pages), ("v_pages", v_pages)):
-        if x.dtype not in _DTYPES or x.device != q.device or not x.is_contiguous():
+        known = x.dtype in _DTYPES or x is not q
+        if not known or x.device != q.device or not x.is_contiguous():
             got = f"{x.dtype} with strides {x.stride()} on {x.device}"
             wanted = f"a contiguous floating dtype on {q.device}"
             raise ValueError(f"{name}: got {got}, wanted {wanted}")
     if k_pages.dtype != v_pages.dtype:
         raise ValueError(f"v_pages: got {v_pages.dtype}, wanted {k_pages.dtype} like k_pages")
+    format = kv_formats.format_of(k_pages, q.shape[2])
+    if format.dim(v_pages.shape[3]) is None:
+        wanted = f"a multiple of {format.elements}"
+        raise ValueError(f"v_pages: got {v_pages.shape[3]} elements a head, wanted {wanted}")
     for name, x in per_head.items():
         if x is not None:
             _check_table(name, x, torch.float32, (q.shape[1],), q.device)

@@ -29,6 +29,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
+from oxillama_torch.kernels.kv_formats import KVFormat, decode, format_of, raw
 from oxillama_torch.kernels.registry import register
 
 __all__ = ["KV_TILE", "attention", "tokens_per_tile"]
@@ -92,7 +93,8 @@ def attention(
 ) -> torch.Tensor:
     """Reference of :func:`oxillama_torch.kernels.attention.op.attention`."""
     del max_query_len, max_seq_len  # the lengths themselves are at hand
-    page_size, kv_heads, dim = k_pages.shape[1:]
+    (_, page_size, kv_heads, _), dim = k_pages.shape, q.shape[2]
+    format = format_of(k_pages, dim)
     group = q.shape[1] // kv_heads
     tokens = tokens_per_tile(group)
     rows = -(-tokens * group // _ROWS) * _ROWS
@@ -111,11 +113,11 @@ def attention(
         for x in (sinks, slopes)
     )
 
-    out = q.new_empty(count, kv_heads, rows, v_pages.shape[3], dtype=torch.float32)
+    out = q.new_empty(count, kv_heads, rows, format.dim(v_pages.shape[3]), dtype=torch.float32)
     item_bytes = KV_TILE * kv_heads * dim * 4
     for part in _parts(tiles.kv_count, max(1, _GROUP_BYTES // item_bytes)):
         items = _items(tiles[part], lens, table, page_size, group, rows, window, q.device)
-        done = _attend(packed[part], k_pages, v_pages, items, group, softcap, sinks, slopes)
+        done = _attend(packed[part], k_pages, v_pages, format, items, group, softcap, sinks, slopes)
         out[part] = done.transpose(0, 1)
     by_token = out[:, :, : tokens * group].unflatten(2, (tokens, group))
     return by_token[tile_of, :, place_of].flatten(1, 2).to(q.dtype)
@@ -199,17 +201,18 @@ def _items(
     return _Items(*(torch.from_numpy(x).to(device) for x in arrays), sizes.tolist())
 
 
-def _gather(pages: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
+def _gather(pages: torch.Tensor, units: torch.Tensor, format: KVFormat) -> torch.Tensor:
     """The KV tiles made of ``units``, float32 [I, C, Hkv, dim]."""
-    _, page_size, kv_heads, dim = pages.shape
-    pool = pages.view(-1, min(page_size, KV_TILE), kv_heads, dim)
-    return pool.index_select(0, units).view(-1, KV_TILE, kv_heads, dim).float()
+    _, page_size, kv_heads, row = pages.shape
+    pool = raw(pages).view(-1, min(page_size, KV_TILE), kv_heads, row)
+    return decode(pool.index_select(0, units).view(-1, KV_TILE, kv_heads, row), format)
 
 
 def _attend(
     q: torch.Tensor,
     k_pages: torch.Tensor,
     v_pages: torch.Tensor,
+    format: KVFormat,
     items: _Items,
     group: int,
     softcap: float | None,
@@ -226,8 +229,9 @@ def _attend(
     Returns:
         float32 [Hkv, N, R, Dv].
     """
-    (tiles, kv_heads, rows, _), value_dim = q.shape, v_pages.shape[3]
-    k, v = _gather(k_pages, items.units), _gather(v_pages, items.units)
+    tiles, kv_heads, rows, _ = q.shape
+    k, v = (_gather(pages, items.units, format) for pages in (k_pages, v_pages))
+    value_dim = v.shape[3]
     # A hidden key weighs zero, but zero times a stale NaN is NaN.
     v.flatten(0, 1).index_fill_(0, items.unwritten, 0.0)
 

@@ -20,6 +20,8 @@ from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.kernels.attention.triton_decode import decode_kernel
 from oxillama_torch.kernels.attention.triton_prefill import prefill_kernel
 from oxillama_torch.kernels.attention.triton_reduce import reduce_kernel
+from oxillama_torch.kernels.kv_formats import format_of, raw
+from oxillama_torch.kernels.kv_tile import kv_kind
 from oxillama_torch.kernels.registry import register
 from oxillama_torch.kernels.triton_support import (
     DEVICES,
@@ -104,8 +106,8 @@ def constants(
     q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, tiling: Tiling
 ) -> dict:
     """The constexpr arguments that prefill and decode share."""
-    _, page_size, kv_heads, dim = k_pages.shape
-    group, value_dim = q.shape[1] // kv_heads, v_pages.shape[3]
+    (_, page_size, kv_heads, _), dim = k_pages.shape, q.shape[2]
+    group, value_dim = q.shape[1] // kv_heads, _value_dim(q, k_pages, v_pages)
     return {
         "HKV": kv_heads,
         "GROUP": group,
@@ -118,12 +120,21 @@ def constants(
         "BLOCK_D": max(16, triton.next_power_of_2(dim)),
         "BLOCK_DV": max(16, triton.next_power_of_2(value_dim)),
         "DOT_DTYPE": dot_dtype(_dot_torch_dtype(q, k_pages)),
+        "KV": kv_kind(k_pages, dim),
     }
 
 
 def _dot_torch_dtype(q: torch.Tensor, k_pages: torch.Tensor) -> torch.dtype:
-    """Mixed dtypes meet in float32: bfloat16 lacks float16's precision, float16 its range."""
-    return q.dtype if q.dtype == k_pages.dtype else torch.float32
+    """Mixed dtypes meet in float32: bfloat16 lacks float16's precision, float16 its range.
+
+    Bytes become what q is.
+    """
+    same = k_pages.dtype == q.dtype or k_pages.dtype.itemsize == 1
+    return q.dtype if same else torch.float32
+
+
+def _value_dim(q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor) -> int:
+    return format_of(k_pages, q.shape[2]).dim(v_pages.shape[3])
 
 
 def launch(
@@ -157,7 +168,7 @@ def launch(
         split = _split_pays(q, math.prod(grid), segments, consts["DV"])
     scalars = _scalars(scale, softcap, window)
     out = q.new_empty(tokens, heads, consts["DV"])
-    inputs = (q, k_pages, v_pages, page_table, query_start, seq_lens)
+    inputs = (q, raw(k_pages), raw(v_pages), page_table, query_start, seq_lens)
     sizes = (page_table.shape[1], tiles, tiling.segment, *scalars)
     consts |= {"HAS_WINDOW": window is not None, "HAS_CAP": softcap is not None}
     consts |= {"HAS_SLOPES": slopes is not None}
@@ -223,7 +234,7 @@ def _model(
     q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor
 ) -> tuple[int, int, torch.dtype]:
     """What a tiling depends on: heads per KV head, the larger head dim, dtype of the dots."""
-    dim = max(q.shape[2], v_pages.shape[3])
+    dim = max(q.shape[2], _value_dim(q, k_pages, v_pages))
     if dim > _MAX_DIM:
         supported = (f"head dims up to {_MAX_DIM}", "any head dim with attention=reference")
         raise UnsupportedError(f"Triton attention with a head dim of {dim}", supported)

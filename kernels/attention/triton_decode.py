@@ -34,7 +34,7 @@ def decode_kernel(
     HKV: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, S: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SLOPES: tl.constexpr,
     TOKENS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr, DOT_DTYPE: tl.constexpr,
+    BLOCK_DV: tl.constexpr, DOT_DTYPE: tl.constexpr, KV: tl.constexpr,
 ):  # fmt: skip
     """Program (request * tiles + tile, KV head, segment)."""
     request = tl.program_id(0) // tiles
@@ -60,7 +60,7 @@ def decode_kernel(
         page_table + request.to(tl.int64) * width, kv_head,
         tl.maximum(first, low), tl.minimum(first + segment, high), left, right, length,
         factor, inner, cap, window, tilt, HKV, D, DV, S, HAS_WINDOW, HAS_CAP, HAS_SLOPES,
-        BLOCK_N, BLOCK_D, BLOCK_DV, DOT_DTYPE,
+        BLOCK_N, BLOCK_D, BLOCK_DV, DOT_DTYPE, KV,
     )  # fmt: skip
     part = row * tl.num_programs(2) + tl.program_id(2)
     tl.store(part_top + part, top, mask=valid)

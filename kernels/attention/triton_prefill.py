@@ -3,8 +3,8 @@
 Serves prefill, and decoding wherever that gives programs enough to fill the GPU.
 
 Shapes: T query tokens of B requests, Hkv KV heads of GROUP query heads, D and DV head dims, pages
-of S slots. q [T, Hq, D], k_pages [P, S, Hkv, D], v_pages [P, S, Hkv, DV], page_table [B, L],
-out [T, Hq, DV].
+of S slots. q [T, Hq, D], k_pages [P, S, Hkv, D], v_pages [P, S, Hkv, DV] (packed ones as
+``kv_formats`` says), page_table [B, L], out [T, Hq, DV].
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def prefill_kernel(
     HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SINKS: tl.constexpr,
     HAS_SLOPES: tl.constexpr, SEGMENTED: tl.constexpr, TOKENS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    DOT_DTYPE: tl.constexpr,
+    DOT_DTYPE: tl.constexpr, KV: tl.constexpr,
 ):  # fmt: skip
     """Program (request * tiles + tile, KV head); the last tiles, which see most, come first."""
     request = tl.program_id(0) // tiles
@@ -68,14 +68,14 @@ def prefill_kernel(
                 k_pages, v_pages, table, kv_head,
                 tl.maximum(first, low), tl.minimum(first + segment, high), left, right, length,
                 factor, inner, cap, window, tilt, HKV, D, DV, S, HAS_WINDOW, HAS_CAP, HAS_SLOPES,
-                BLOCK_N, BLOCK_D, BLOCK_DV, DOT_DTYPE,
+                BLOCK_N, BLOCK_D, BLOCK_DV, DOT_DTYPE, KV,
             )  # fmt: skip
             top, total, acc = merge(top, total, acc, part_top, part_total, part_acc, factor)
     else:
         top, total, acc = attend(
             x, position, top, total, acc, k_pages, v_pages, table, kv_head, low, high, left, right,
             length, factor, inner, cap, window, tilt, HKV, D, DV, S, HAS_WINDOW, HAS_CAP,
-            HAS_SLOPES, BLOCK_N, BLOCK_D, BLOCK_DV, DOT_DTYPE,
+            HAS_SLOPES, BLOCK_N, BLOCK_D, BLOCK_DV, DOT_DTYPE, KV,
         )  # fmt: skip
     d = tl.arange(0, BLOCK_DV)
     result = (acc / total[:, None]).to(out.dtype.element_ty)

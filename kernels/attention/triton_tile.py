@@ -21,6 +21,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from oxillama_torch.kernels.kv_tile import load_tile
+
 __all__ = ["FLOOR", "attend", "load_queries", "load_tilt", "merge", "place", "visible"]
 
 # Below any score. It stands for minus infinity, of which the difference with itself is NaN.
@@ -82,28 +84,13 @@ def visible(
 
 
 @triton.jit
-def _load(
-    pages, slot, kv_head, inside,
-    HKV: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
-    d = tl.arange(0, BLOCK)
-    at = pages + (slot * HKV + kv_head)[:, None] * DIM + d[None, :]
-    if MASKED:
-        return tl.load(at, mask=inside[:, None] & (d < DIM)[None, :], other=0.0)
-    elif DIM < BLOCK:
-        return tl.load(at, mask=(d < DIM)[None, :], other=0.0)
-    else:
-        return tl.load(at)
-
-
-@triton.jit
 def _attend_range(
     q, position, top, total, acc, k_pages, v_pages, table, kv_head, start, stop, length,
     factor, inner, cap, window, tilt,
     HKV: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, S: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SLOPES: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    DOT_DTYPE: tl.constexpr, MASKED: tl.constexpr,
+    DOT_DTYPE: tl.constexpr, KV: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Online softmax over the KV tiles in [start, stop)."""
     n = tl.arange(0, BLOCK_N)
@@ -116,7 +103,7 @@ def _attend_range(
             slot = tl.load(table + key // S, mask=inside, other=0).to(tl.int64) * S + key % S
         else:
             slot = tl.load(table + key // S).to(tl.int64) * S + key % S
-        k = _load(k_pages, slot, kv_head, inside, HKV, D, BLOCK_D, MASKED).to(DOT_DTYPE)
+        k = load_tile(k_pages, slot, kv_head, inside, HKV, D, BLOCK_D, MASKED, KV, DOT_DTYPE)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         if HAS_CAP:
             # tanh(x) = sign(x) (1 - e) / (1 + e) with e = exp(-2 |x|)
@@ -135,7 +122,7 @@ def _attend_range(
         weights = tl.exp2(tl.fma(scores, factor, -(peak * factor)[:, None]))
         fade = tl.exp2((top - peak) * factor)
         total = tl.fma(total, fade, tl.sum(weights, axis=1))
-        v = _load(v_pages, slot, kv_head, inside, HKV, DV, BLOCK_DV, MASKED).to(DOT_DTYPE)
+        v = load_tile(v_pages, slot, kv_head, inside, HKV, DV, BLOCK_DV, MASKED, KV, DOT_DTYPE)
         acc = tl.dot(weights.to(DOT_DTYPE), v, acc * fade[:, None], input_precision="ieee")
         top = peak
     return top, total, acc
@@ -148,6 +135,7 @@ def attend(
     HKV: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, S: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SLOPES: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, DOT_DTYPE: tl.constexpr,
+    KV: tl.constexpr,
 ):  # fmt: skip
     """Go on from (top, total, acc) over the KV tiles in [start, stop).
 
@@ -166,17 +154,17 @@ def attend(
         top, total, acc = _attend_range(
             q, position, top, total, acc, k_pages, v_pages, table, kv_head, start, middle, length,
             factor, inner, cap, window, tilt, HKV, D, DV, S, HAS_WINDOW, HAS_CAP, HAS_SLOPES,
-            BLOCK_N, BLOCK_D, BLOCK_DV, DOT_DTYPE, True,
+            BLOCK_N, BLOCK_D, BLOCK_DV, DOT_DTYPE, KV, True,
         )  # fmt: skip
     top, total, acc = _attend_range(
         q, position, top, total, acc, k_pages, v_pages, table, kv_head, middle, end, length,
         factor, inner, cap, window, tilt, HKV, D, DV, S, HAS_WINDOW, HAS_CAP, HAS_SLOPES,
-        BLOCK_N, BLOCK_D, BLOCK_DV, DOT_DTYPE, False,
+        BLOCK_N, BLOCK_D, BLOCK_DV, DOT_DTYPE, KV, False,
     )  # fmt: skip
     return _attend_range(
         q, position, top, total, acc, k_pages, v_pages, table, kv_head, end, stop, length,
         factor, inner, cap, window, tilt, HKV, D, DV, S, HAS_WINDOW, HAS_CAP, HAS_SLOPES,
-        BLOCK_N, BLOCK_D, BLOCK_DV, DOT_DTYPE, True,
+        BLOCK_N, BLOCK_D, BLOCK_DV, DOT_DTYPE, KV, True,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from oxillama_torch.kernels import kv_formats
 from oxillama_torch.kernels.attention.triton_backend import (
     Tiling,
     constants,
@@ -41,10 +42,15 @@ def variants() -> list[Variant]:
         *_of_model("g4-d128-f32", 4, 128, torch.float32),
         *_of_model("g1-d128-slopes", 1, 128, torch.bfloat16, slopes=True),
         *_of_model("g4-d128-flags", 4, 128, torch.bfloat16, window=True, cap=True, sinks=True),
+        *_of_model("g4-d128-fp8", 4, 128, torch.bfloat16, kv="fp8"),
+        *_of_model("g4-d128-q8_0", 4, 128, torch.bfloat16, kv="q8_0"),
+        *_of_model("g4-d128-q4_0", 4, 128, torch.bfloat16, kv="q4_0"),
     ]
 
 
-def _of_model(name: str, group: int, dim: int, dtype: torch.dtype, **flags: bool) -> list[Variant]:
+def _of_model(
+    name: str, group: int, dim: int, dtype: torch.dtype, **flags: bool | str
+) -> list[Variant]:
     model = (group, dim, dtype)
     invariant = invariant_tiling(group, dtype)
     decoding, short, long, large = (
@@ -66,24 +72,28 @@ def _of_model(name: str, group: int, dim: int, dtype: torch.dtype, **flags: bool
     return found
 
 
-def _constants(group: int, dim: int, dtype: torch.dtype, tiling: Tiling) -> dict:
+def _constants(group: int, dim: int, dtype: torch.dtype, tiling: Tiling, kv: str = "auto") -> dict:
     q = torch.empty(1, 8 * group, dim, dtype=dtype, device="meta")
-    pages = torch.empty(1, 32, 8, dim, dtype=dtype, device="meta")
+    format = kv_formats.find(kv, dtype)
+    pages = torch.empty(1, 32, 8, format.row(dim), dtype=format.dtype, device="meta")
     return constants(q, pages, pages, tiling)
 
 
 def _prefill(
     name: str, group: int, dim: int, dtype: torch.dtype, tiling: Tiling,
     window: bool = False, cap: bool = False, sinks: bool = False, slopes: bool = False,
+    kv: str = "auto",
 ) -> Variant:  # fmt: skip
     tensors = dict.fromkeys(("q", "k_pages", "v_pages", "out"), _POINTERS[dtype])
+    if kv != "auto":
+        tensors |= dict.fromkeys(("k_pages", "v_pages"), "*u8")
     tensors |= dict.fromkeys(("page_table", "query_start", "seq_lens"), "*i32")
     tensors |= dict.fromkeys(("sinks", "slopes"), "*fp32")
     return Variant(
         name,
         prefill_kernel,
         tensors | _SCALARS,
-        _constants(group, dim, dtype, tiling)
+        _constants(group, dim, dtype, tiling, kv)
         | {"HAS_WINDOW": window, "HAS_CAP": cap, "HAS_SINKS": sinks, "HAS_SLOPES": slopes}
         | {"SEGMENTED": tiling.segmented},
         (*tensors, "segment"),
@@ -95,8 +105,9 @@ def _prefill(
 def _decode(
     name: str, group: int, dim: int, dtype: torch.dtype, tiling: Tiling,
     window: bool = False, cap: bool = False, sinks: bool = False, slopes: bool = False,
+    kv: str = "auto",
 ) -> Variant:  # fmt: skip
-    whole = _prefill(name, group, dim, dtype, tiling, window, cap, sinks, slopes)
+    whole = _prefill(name, group, dim, dtype, tiling, window, cap, sinks, slopes, kv)
     tensors = {n: t for n, t in whole.arguments.items() if n not in ("out", "sinks")}
     parts = dict.fromkeys(("part_top", "part_total", "part_acc"), "*fp32")
     constants = {n: c for n, c in whole.constants.items() if n not in ("HAS_SINKS", "SEGMENTED")}
@@ -113,8 +124,9 @@ def _decode(
 def _reduce(
     name: str, group: int, dim: int, dtype: torch.dtype,
     window: bool = False, cap: bool = False, sinks: bool = False, slopes: bool = False,
+    kv: str = "auto",
 ) -> Variant:  # fmt: skip
-    del cap, slopes  # in the scores already
+    del cap, slopes, kv  # in the scores already
     tensors = dict.fromkeys(("part_top", "part_total", "part_acc", "sinks"), "*fp32")
     tensors |= {"query_start": "*i32", "seq_lens": "*i32", "out": _POINTERS[dtype]}
     scalars = dict.fromkeys(("max_query_len", "segments", "segment", "window"), "i32")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from oxillama_torch.kernels import registry
+from oxillama_torch.kernels import kv_formats, registry
 
 __all__ = ["STYLES", "rope_store_kv", "section_axes"]
 
@@ -55,7 +55,8 @@ def rope_store_kv(
         inv_freq: float32 [rope_dim / 2], radians per position.
         mscale: yarn's attention factor, 1.0 otherwise.
         style: ``"norm"`` pairs (2i, 2i+1), ``"neox"`` pairs (i, i + rope_dim / 2).
-        k_pages, v_pages: [P, S, Hkv, D] and [P, S, Hkv, Dv], contiguous; written in their dtype.
+        k_pages, v_pages: [P, S, Hkv, D] and [P, S, Hkv, Dv], contiguous; written in their dtype,
+            or packed as ``kv_formats`` says.
         slot_mapping: int64 [T]; -1: do not store this token.
         q_norm, k_norm: float32 [D]: RMSNorm of each head before the rotation (qk-norm).
         norm_eps: of that norm.
@@ -162,12 +163,15 @@ def _check_pages(
     k: torch.Tensor, v: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor
 ) -> None:
     for name, pages, x in (("k_pages", k_pages, k), ("v_pages", v_pages, v)):
-        if pages.ndim != 4 or pages.shape[2:] != x.shape[1:] or not pages.is_contiguous():
+        if pages.ndim != 4 or pages.shape[2] != x.shape[1] or not pages.is_contiguous():
             wanted = f"contiguous (P, S, {x.shape[1]}, {x.shape[2]})"
             raise ValueError(f"{name}: got {tuple(pages.shape)}, wanted {wanted}")
-        if pages.device != x.device or pages.dtype not in _DTYPES:
-            got = f"{pages.dtype} on {pages.device}"
-            raise ValueError(f"{name}: got {got}, wanted a floating dtype on {x.device}")
+        if pages.device != x.device:
+            raise ValueError(f"{name}: got pages on {pages.device}, wanted {x.device}")
+    wanted = kv_formats.format_of(k_pages, k.shape[2], "k_pages").name
+    got = kv_formats.format_of(v_pages, v.shape[2], "v_pages").name
+    if got != wanted:
+        raise ValueError(f"v_pages: got {got}, wanted {wanted} like k_pages")
     if k_pages.shape[:2] != v_pages.shape[:2]:
         got, wanted = (f"P, S = {tuple(p.shape[:2])}" for p in (v_pages, k_pages))
         raise ValueError(f"v_pages: got {got}, wanted {wanted} like k_pages")

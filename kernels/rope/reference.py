@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from oxillama_torch.kernels.kv_formats import encode, format_of, raw
 from oxillama_torch.kernels.registry import register
 
 __all__ = ["rope_store_kv", "rotate"]
@@ -40,7 +41,8 @@ def _norm_heads(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> tor
 
 
 def _store(pages: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor) -> None:
-    pages.flatten(0, 1).index_copy_(0, slots, rows.to(pages.dtype))
+    encoded = encode(rows, format_of(pages, rows.shape[2]))
+    raw(pages).flatten(0, 1).index_copy_(0, slots, raw(encoded))
 
 
 @register("rope_store_kv", "reference")

@@ -75,7 +75,7 @@ def _attention(args: Sequence[Any], out: torch.Tensor) -> tuple[int, int]:
     queries = query_start[1:].long() - query_start[:-1].long()
     # Query j of n sees S - n + j + 1 keys.
     seen = queries * keys - queries * (queries - 1) // 2
-    flops = 2 * int(seen.sum()) * q.shape[1] * (q.shape[2] + v_pages.shape[3])
+    flops = 2 * int(seen.sum()) * q.shape[1] * (q.shape[2] + out.shape[2])
     return nbytes, flops
 
 

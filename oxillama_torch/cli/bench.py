@@ -16,6 +16,7 @@ from oxillama_torch.cli.options import (
     DeviceOption,
     DtypeOption,
     KernelsOption,
+    KVDtypeOption,
     ModelOption,
     NumericsOption,
     ThreadsOption,
@@ -74,6 +75,7 @@ def bench(
     json: Annotated[Path | None, typer.Option(help="Write the results here as JSON.")] = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    kv_dtype: KVDtypeOption = None,
     numerics: NumericsOption = None,
     kernels: KernelsOption = None,
     tuned: TunedOption = None,
@@ -90,6 +92,7 @@ def bench(
         None,
         device=device,
         dtype=dtype,
+        kv_dtype=kv_dtype,
         numerics=numerics,
         kernels=kernels,
         tuned=tuned,
@@ -97,7 +100,7 @@ def bench(
     )
     options = {
         name: getattr(options, name)
-        for name in ("device", "dtype", "numerics", "kernels", "tuned", "threads")
+        for name in ("device", "dtype", "kv_dtype", "numerics", "kernels", "tuned", "threads")
     }
     with _model(model, synthetic, mix, keep) as path, _progress() as bar:
         rows = []

@@ -15,6 +15,7 @@ from oxillama_torch.cli.options import (
     DeviceOption,
     KernelPathOption,
     KernelsOption,
+    KVDtypeOption,
     ModelOption,
     NumericsOption,
     ThreadsOption,
@@ -77,6 +78,7 @@ def chat(
     top_p: Annotated[float, typer.Option()] = 1.0,
     seed: Annotated[int | None, typer.Option("--seed", "-s")] = None,
     device: DeviceOption = None,
+    kv_dtype: KVDtypeOption = None,
     numerics: NumericsOption = None,
     kernels: KernelsOption = None,
     kernel_path: KernelPathOption = None,
@@ -89,6 +91,7 @@ def chat(
     config = engine_config(
         model,
         device=device,
+        kv_dtype=kv_dtype,
         numerics=numerics,
         kernels=kernels,
         kernel_path=kernel_path,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import typer
 
+from oxillama_torch.cli.options import KVDtypeOption
 from oxillama_torch.config import demo_model_path
 from oxillama_torch.gguf.metadata import Metadata
 from oxillama_torch.gguf.reader import GGUFFile, read_gguf
@@ -30,6 +31,7 @@ def info(
     model: Annotated[
         Path | None, typer.Argument(help="GGUF file; without it the demo model in the package.")
     ] = None,
+    kv_dtype: KVDtypeOption = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     metadata: Annotated[bool, typer.Option("--metadata", help="List every key.")] = False,
 ) -> None:
@@ -46,7 +48,7 @@ def info(
             _print_table(_tensors(file))
         config = ModelConfig.from_metadata(Metadata(file.metadata, str(path)))
         _print_table(_shape(config))
-        _print_table(_memory(file, config))
+        _print_table(_memory(file, config, kv_dtype or "auto"))
 
 
 def _summary(file: GGUFFile) -> _Rows:
@@ -104,9 +106,12 @@ def _shape(config: ModelConfig) -> _Rows:
     ]
 
 
-def _memory(file: GGUFFile, config: ModelConfig) -> _Rows:
+def _memory(file: GGUFFile, config: ModelConfig, kv_dtype: str) -> _Rows:
     """The plan for the two default activation dtypes."""
-    plans = [memory_plan(file, config, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    plans = [
+        memory_plan(file, config, dtype=dtype, kv_dtype=kv_dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
     context = config.context_length
     rows = {
         "weights": [plan.weights_bytes for plan in plans],

@@ -14,6 +14,7 @@ __all__ = [
     "ContextOption",
     "DeviceOption",
     "DtypeOption",
+    "KVDtypeOption",
     "KernelPathOption",
     "KernelsOption",
     "ModelOption",
@@ -32,6 +33,10 @@ DeviceOption = Annotated[
 ]
 DtypeOption = Annotated[
     str | None, typer.Option(help="Activations: auto, float32, bfloat16 or float16.")
+]
+KVDtypeOption = Annotated[
+    str | None,
+    typer.Option(help="Keys and values: auto (as activations), f32, f16, bf16, fp8, q8_0 or q4_0."),
 ]
 NumericsOption = Annotated[
     str | None,

@@ -35,7 +35,7 @@ from oxillama_torch.engine.state import RequestState, ScheduledBatch, ScheduledI
 from oxillama_torch.engine.stats import Counters
 from oxillama_torch.engine.validate import check_request
 from oxillama_torch.errors import EngineError, OxiLlamaError, RequestError, UnsupportedError
-from oxillama_torch.kernels import registry
+from oxillama_torch.kernels import kv_formats, registry
 from oxillama_torch.kvcache.holdings import PageManager
 from oxillama_torch.kvcache.pool import KVPool, page_bytes, plan_pages
 from oxillama_torch.lora.registry import AdapterRegistry, LoadedAdapter
@@ -101,9 +101,10 @@ class Engine:
             config.max_context or model.config.context_length, model.config.context_length
         )
         shapes, device, size = model.kv_shapes(), model.device, config.page_size
+        format = kv_formats.find(config.kv_dtype, model.dtype)
         num_pages = plan_pages(
             config,
-            page_bytes(shapes, size, model.dtype),
+            page_bytes(shapes, size, format),
             device,
             useful_tokens=batch_size * -(-context // size) * size,
         )
@@ -115,7 +116,7 @@ class Engine:
             max_context=context,
         )
         self.max_context = self._scheduler.max_context
-        pool = KVPool(shapes, num_pages=num_pages, page_size=size, dtype=model.dtype, device=device)
+        pool = KVPool(shapes, num_pages=num_pages, page_size=size, format=format, device=device)
         builder = BatchBuilder(
             slots=self._scheduler.max_running,
             max_pages=pages.pages_for(self.max_context),
@@ -301,8 +302,11 @@ class Engine:
     def _expire(self, now: float) -> list[Delivery]:
         events: list[Delivery] = []
         while self._deadlines and self._deadlines[0][0] <= now:
-            _, request_id = heapq.heappop(self._deadlines)
-            events += self.cancel(request_id, "deadline")
+            deadline, request_id = heapq.heappop(self._deadlines)
+            # Another request may have come by the id since.
+            state, _ = self._handles.get(request_id, (None, None))
+            if state is not None and state.request.deadline == deadline:
+                events += self.cancel(request_id, "deadline")
         return events
 
     def _compute(self, batch: ScheduledBatch) -> dict[RequestState, ItemResult]:

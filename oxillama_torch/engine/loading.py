@@ -12,7 +12,7 @@ from oxillama_torch.config import EngineConfig, environment
 from oxillama_torch.engine.engine import Engine, on_device
 from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.gguf.reader import GGUFFile, read_gguf
-from oxillama_torch.kernels import registry
+from oxillama_torch.kernels import kv_formats, registry
 from oxillama_torch.kernels.formats.base import PackedTensor
 from oxillama_torch.kernels.quant_matmul import compiled, cpu, dense, tuned
 from oxillama_torch.layers.linear import QuantLinear
@@ -150,6 +150,7 @@ def fingerprint(config: EngineConfig, gguf: GGUFFile) -> str:
     device, dtype, numerics = resolve(config)
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_capability()
     parts = [__version__, torch.__version__, str(dtype), numerics, hardware]
+    parts.append(f"kv={kv_formats.find(config.kv_dtype, dtype).name}")
     parts += [repr(registry.active_rules()), tuned.fingerprint(device)]
     for type_name in sorted({info.type.name for info in gguf.tensors.values()}):
         parts.append(f"{type_name}={_backend(type_name, device, dtype, numerics)}")

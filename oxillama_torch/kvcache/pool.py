@@ -12,6 +12,7 @@ import torch
 
 from oxillama_torch.config import EngineConfig
 from oxillama_torch.errors import EngineError
+from oxillama_torch.kernels.kv_formats import KVFormat, raw
 
 __all__ = ["KVPool", "page_bytes", "plan_pages"]
 
@@ -22,15 +23,19 @@ _FREE_SHARE = {"cuda": 0.85, "cpu": 0.25}
 LayerShape = tuple[int, int, int]
 
 
-def page_bytes(shapes: Sequence[LayerShape], page_size: int, dtype: torch.dtype) -> int:
-    """Bytes of one page over all layers: ``S * sum(Hkv * (Dk + Dv)) * itemsize``.
+def page_bytes(shapes: Sequence[LayerShape], page_size: int, format: KVFormat) -> int:
+    """Bytes of one page over all layers: ``S * sum(Hkv * (bytes(Dk) + bytes(Dv)))``.
 
     Args:
         shapes: (Hkv, Dk, Dv) per layer.
         page_size: tokens per page.
-        dtype: of keys and values.
+        format: of keys and values.
+
+    Raises:
+        UnsupportedError: a head's size does not fit the format.
     """
-    return page_size * sum(heads * (key + value) for heads, key, value in shapes) * dtype.itemsize
+    size = format.row_bytes
+    return page_size * sum(heads * (size(key) + size(value)) for heads, key, value in shapes)
 
 
 def plan_pages(
@@ -72,11 +77,13 @@ class KVPool:
     Args:
         shapes: (Hkv, Dk, Dv) per layer.
         num_pages, page_size: P and S.
-        dtype, device: of the tensors.
+        format: how keys and values lie in them.
+        device: of the tensors.
 
     Attributes:
-        layers: (k_pages [P, S, Hkv, Dk], v_pages [P, S, Hkv, Dv]) per layer, zero at first: a
-            kernel may read a page beyond a request's last token, and 0 * NaN is NaN.
+        layers: (k_pages [P, S, Hkv, Dk], v_pages [P, S, Hkv, Dv]) per layer, or as the format
+            has it, zero at first: a kernel may read a page beyond a request's last token, and
+            0 * NaN is NaN. All zeros are zero in every format.
     """
 
     def __init__(
@@ -85,13 +92,14 @@ class KVPool:
         *,
         num_pages: int,
         page_size: int,
-        dtype: torch.dtype,
+        format: KVFormat,
         device: torch.device | str,
     ) -> None:
         self.num_pages, self.page_size = num_pages, page_size
 
         def zeros(heads: int, size: int) -> torch.Tensor:
-            return torch.zeros(num_pages, page_size, heads, size, dtype=dtype, device=device)
+            shape = (num_pages, page_size, heads, format.row(size))
+            return torch.zeros(shape, dtype=format.dtype, device=device)
 
         self.layers = [
             (zeros(heads, key_size), zeros(heads, value_size))
@@ -108,5 +116,5 @@ class KVPool:
             return
         index = torch.tensor(pages, dtype=torch.int64, device=self.layers[0][0].device)
         for k_pages, v_pages in self.layers:
-            k_pages.index_fill_(0, index, 0)
-            v_pages.index_fill_(0, index, 0)
+            raw(k_pages).index_fill_(0, index, 0)
+            raw(v_pages).index_fill_(0, index, 0)

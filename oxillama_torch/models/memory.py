@@ -14,6 +14,7 @@ import torch
 from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.gguf.reader import GGUFFile, TensorInfo
 from oxillama_torch.gguf.types import GGMLType, row_bytes
+from oxillama_torch.kernels import kv_formats
 from oxillama_torch.kernels.formats import PackedTensor
 from oxillama_torch.models.config import ModelConfig
 
@@ -44,6 +45,7 @@ def memory_plan(
     config: ModelConfig,
     *,
     dtype: torch.dtype = torch.float32,
+    kv_dtype: str = "auto",
     max_batch_tokens: int = 512,
     max_batch_size: int = 64,
 ) -> MemoryPlan:
@@ -51,19 +53,19 @@ def memory_plan(
 
     Args:
         gguf: the open file; config: what its metadata say.
-        dtype: of activations, keys and values.
+        dtype: of activations.
+        kv_dtype: of keys and values, see EngineConfig.
         max_batch_tokens: tokens of one step.
         max_batch_size: requests of one step, each with a row of logits.
 
     Raises:
-        UnsupportedError: a tensor's type has no format.
+        UnsupportedError: a tensor's type has no format, or heads do not fit ``kv_dtype``.
     """
-    kv_elements = sum(
-        layer.num_kv_heads * (config.key_dim + config.value_dim) for layer in config.layers
-    )
+    size = kv_formats.find(kv_dtype, dtype).row_bytes
+    head_bytes = size(config.key_dim) + size(config.value_dim)
     return MemoryPlan(
         weights_bytes=sum(_loaded_bytes(info) for info in gguf.tensors.values()),
-        kv_bytes_per_token=kv_elements * dtype.itemsize,
+        kv_bytes_per_token=head_bytes * sum(layer.num_kv_heads for layer in config.layers),
         workspace_bytes=_workspace_bytes(config, max_batch_tokens, max_batch_size),
     )
 

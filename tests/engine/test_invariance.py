@@ -107,6 +107,19 @@ class Preempting(Driver):
             scheduler._preempt(scheduler.running[-1])
 
 
+@pytest.mark.parametrize("kv_dtype", ["f16", "fp8", "q8_0", "q4_0"])
+def test_with_smaller_keys_and_values(model, kv_dtype):
+    """In a batch, in chunks, from the prefix cache and after preemption, as alone."""
+    one_by_one = driver(model, prefix_cache=False, kv_dtype=kv_dtype)
+    expected = [one_by_one.run(request)[0] for request in requests()]
+    expected = [(events[0].logprobs, events[1:]) for events in expected]
+    run = Preempting(driver(model, max_batch_tokens=17, kv_dtype=kv_dtype).engine)
+    assert results(run) == expected
+    assert results(run) == expected
+    stats = run.engine.stats()
+    assert stats["prefix_hit_tokens"] > 0 and stats["preemptions"] > 2
+
+
 @pytest.mark.parametrize("prefix_cache", [False, True], ids=["recomputed", "from cache"])
 def test_after_preemption(model, alone, prefix_cache):
     run = Preempting(driver(model, max_batch_tokens=64, prefix_cache=prefix_cache).engine)
