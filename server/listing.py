@@ -14,11 +14,15 @@ from oxillama_torch.server.store.tables import Row
 __all__ = ["as_list", "list_query"]
 
 
+# What is no id is nobody's, and gets the answer of one that is not there.
+_Cursor = Annotated[str, Field(json_schema_extra={"pattern": "^[A-Za-z0-9_.:-]{0,256}$"})]
+
+
 class _Query(BaseModel):
     limit: Annotated[int, Field(ge=1)] | None = None
     order: Literal["asc", "desc"] | None = None
-    after: str | None = None
-    before: str | None = None
+    after: _Cursor | None = None
+    before: _Cursor | None = None
 
 
 def list_query(default: int = 20, most: int = 100, order: str = "desc") -> dict[str, Any]:

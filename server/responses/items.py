@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from oxillama_torch.errors import RequestError
 from oxillama_torch.server.errors import from_validation
@@ -13,7 +13,7 @@ from oxillama_torch.server.http import new_id
 from oxillama_torch.server.schemas.common import StrictModel
 from oxillama_torch.server.store.paging import not_found
 
-__all__ = ["item_id", "items_page", "list_of", "messages_of", "parse_items"]
+__all__ = ["Item", "item_id", "items_page", "list_of", "messages_of", "parse_items"]
 
 Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]+$", max_length=256)]
 
@@ -35,6 +35,7 @@ class _Part(StrictModel):
 class _Message(StrictModel):
     PREFIX: ClassVar[str] = "msg"
 
+    type: Literal["message"] | None = None
     id: Id | None = None
     role: Literal["user", "assistant", "system", "developer"]
     content: str | list[_Part]
@@ -60,6 +61,7 @@ def _output_part(part: _Part | str) -> dict[str, Any]:
 class _FunctionCall(StrictModel):
     PREFIX: ClassVar[str] = "fc"
 
+    type: Literal["function_call"]
     id: Id | None = None
     call_id: str
     name: str
@@ -78,6 +80,7 @@ class _FunctionCall(StrictModel):
 class _FunctionCallOutput(StrictModel):
     PREFIX: ClassVar[str] = "fco"
 
+    type: Literal["function_call_output"]
     id: Id | None = None
     call_id: str
     output: str | list[_Part]
@@ -97,6 +100,7 @@ class _FunctionCallOutput(StrictModel):
 class _Reasoning(StrictModel):
     PREFIX: ClassVar[str] = "rs"
 
+    type: Literal["reasoning"]
     id: Id | None = None
     summary: list[_Part] = []
     content: list[_Part] | None = None
@@ -108,8 +112,19 @@ class _Reasoning(StrictModel):
 
 
 class _Reference(StrictModel):
+    type: Literal["item_reference"] | None = None
     id: Id
 
+
+class _AnyItem:
+    """Describes an object as any of the models, of which its type says which it is read with."""
+
+    def __get_pydantic_json_schema__(self, _schema: Any, handler: Callable) -> dict[str, Any]:
+        kinds = _Message | _FunctionCall | _FunctionCallOutput | _Reasoning | _Reference
+        return handler(TypeAdapter(kinds).core_schema)
+
+
+Item = Annotated[dict[str, Any], _AnyItem()]
 
 _KINDS: dict[str, type[StrictModel]] = {
     "message": _Message,
@@ -136,7 +151,9 @@ def parse_items(
 
 
 def _parse(item: dict[str, Any], param: str, find: Callable[[str], dict | None]) -> dict[str, Any]:
-    kind = item.get("type") or ("message" if "role" in item else "item_reference")
+    kind = item.get("type")
+    if kind is None:
+        kind = "message" if "role" in item else "item_reference"
     try:
         if kind == "item_reference":
             return _referenced(_Reference.model_validate(item).id, param, find)

@@ -158,7 +158,9 @@ class RunBody(StrictModel):
     """``max_tokens``, and a run without an assistant but with a model, are OxiLLaMa's."""
 
     model_config = ConfigDict(
-        json_schema_extra={"anyOf": [given("assistant_id", "string"), given("model", "string")]}
+        json_schema_extra={
+            "anyOf": [given("assistant_id", "string"), given("model", "string", minLength=1)]
+        }
     )
 
     assistant_id: str | None = None

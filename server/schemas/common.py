@@ -42,7 +42,7 @@ def problems_of(error: ValidationError) -> list[Any]:
 
 def with_integers(value: Any) -> Any:
     """A JSON value with integers in place of floats that are such and fit 64 bits."""
-    if type(value) is float and -(2**63) <= value < 2**63 and value.is_integer():
+    if type(value) is float and -(2**63) < value < 2**63 and value.is_integer():
         return int(value)
     if type(value) is list:
         return [with_integers(item) for item in value]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
 from oxillama_torch.errors import RequestError
+from oxillama_torch.server.responses.items import Item
 from oxillama_torch.server.schemas.batches import Metadata
 from oxillama_torch.server.schemas.common import StrictModel
 
 __all__ = ["ConversationBody", "ItemsBody", "MetadataChange"]
 
-Items = Annotated[list[dict[str, Any]], Field(max_length=20)]
+Items = Annotated[list[Item], Field(max_length=20)]
 
 
 class _KnownFields(StrictModel):

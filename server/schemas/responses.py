@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from oxillama_torch.chat.tool import ToolChoice, tools_from
 from oxillama_torch.errors import RequestError
 from oxillama_torch.sampling.params import SamplingParams
+from oxillama_torch.server.responses.items import Item
 from oxillama_torch.server.schemas.batches import Metadata
 from oxillama_torch.server.schemas.common import GenerationBody, StrictModel, given
 from oxillama_torch.server.schemas.tools import Tools
@@ -118,7 +119,7 @@ class ResponseBody(GenerationBody):
     # Taken and shown again, and of no effect on a model that only writes text.
     SHOWN: ClassVar[tuple[str, ...]] = ("max_tool_calls", "prompt_cache_key", "safety_identifier")
 
-    input: str | list[dict[str, Any]] | None = None
+    input: str | list[Item] | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
     conversation: str | ConversationParam | None = None

@@ -111,3 +111,38 @@ def test_the_page_has_everything_and_nothing_from_elsewhere(client, document):
     assert "temperature" in page
     assert not re.search(r"(src|href)=\"?(https?:)?//|<script|@import|url\(", page)
     assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+
+
+def test_lists_say_how_much_they_give_at_once(client, document):
+    found = operations(document)
+    lists = [o for o in found.items() if any(p["name"] == "limit" for p in o[1]["parameters"])]
+    assert len(lists) > 10
+    for (method, path), operation in lists:
+        [limit] = [p["schema"] for p in operation["parameters"] if p["name"] == "limit"]
+        if method != "GET" or "{" in path:
+            continue
+        assert client.get(f"{path}?limit={limit['maximum']}").status_code == 200
+        refused = client.get(f"{path}?limit={limit['maximum'] + 1}")
+        assert refused.status_code == 400 and refused.get_json()["error"]["param"] == "limit"
+
+
+@pytest.mark.parametrize(("number", "status"), [("2.0", 200), ("2e0", 200), ("2.5", 400)])
+def test_integers_are_those_of_json_schema(client, model_id, number, status):
+    body = f'{{"model": "{model_id}", "prompt": [5.0], "max_tokens": {number}}}'
+    answer = client.post("/v1/completions", data=body, content_type="application/json")
+    assert answer.status_code == status
+    if status == 200:
+        assert answer.get_json()["usage"]["completion_tokens"] == 2
+    else:
+        assert answer.get_json()["error"]["code"] == "invalid_type"
+
+
+def test_items_are_described_as_they_are_read(document):
+    schema = document["components"]["schemas"]["ItemsBody"]
+    kinds = {m["$ref"].rsplit("/", 1)[-1] for m in schema["properties"]["items"]["items"]["anyOf"]}
+    assert (
+        {"_Message", "_FunctionCall", "_Reference"}
+        <= kinds
+        <= set(document["components"]["schemas"])
+    )
+    assert schema["additionalProperties"] is False
