@@ -7,6 +7,7 @@ progress. CUDA is touched only after the fork.
 from __future__ import annotations
 
 from oxillama_torch.config import ServerConfig, from_environment
+from oxillama_torch.server.lifecycle import SPARE_THREADS
 
 _config = from_environment(ServerConfig())
 
@@ -14,7 +15,6 @@ bind = f"{_config.host}:{_config.port}"
 workers = 1
 worker_class = "oxillama_torch.server.worker.Worker"
 # Spare threads keep /health answering while every stream is taken.
-SPARE_THREADS = 16
 threads = _config.max_streams + SPARE_THREADS
 worker_connections = 4 * threads
 # Loading a model may take minutes, and a hung GPU does not stop the thread that this would watch.
@@ -24,6 +24,8 @@ keepalive = 30
 preload_app = False
 # It would let anything running as this user stop the server, unannounced.
 control_socket_disable = True
+# What is in progress when the server must end at once has so long to say so.
+_LAST_WORDS_S = 1.0
 
 
 def on_starting(server) -> None:
@@ -45,5 +47,10 @@ def worker_exit(server, worker) -> None:
 
     app = getattr(worker, "wsgi", None)
     if app is not None and hasattr(app, "extensions"):
+        lifecycle = app.extensions["lifecycle"]
+        # On SIGINT: a stream must not end without a word.
+        lifecycle.drain()
+        lifecycle.abort()
+        lifecycle.wait_idle(_LAST_WORDS_S)
         close_app(app)
         app.extensions["service"].close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
 import socket
 import sys
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from oxillama_torch.errors import OxiLlamaError
 from oxillama_torch.llm import LLM
 from oxillama_torch.server import gunicorn_conf
 from oxillama_torch.server.app import create_app
+from oxillama_torch.server.lifecycle import SPARE_THREADS
 
 __all__ = ["serve"]
 
@@ -43,11 +46,27 @@ class _Application(BaseApplication):
         self._server, self._engine, self._open_llm = server, engine, open_llm
         super().__init__()
 
+    def run(self) -> None:
+        """As the base class, in the master and in the worker.
+
+        Once everything of ours is closed the process ends at once: to take torch apart object by
+        object takes the better part of a second, on a busy machine several.
+        """
+        try:
+            super().run()
+        except SystemExit as end:
+            if not isinstance(end.code, int):
+                raise
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code & 0xFF)
+
     def load_config(self) -> None:
         for name in _SETTINGS:
             self.cfg.set(name, getattr(gunicorn_conf, name))
         self.cfg.set("bind", f"{self._server.host}:{self._server.port}")
-        threads = self._server.max_streams + gunicorn_conf.SPARE_THREADS
+        threads = self._server.max_streams + SPARE_THREADS
         self.cfg.set("threads", threads)
         self.cfg.set("worker_connections", 4 * threads)
         self.cfg.set("loglevel", "warning")
