@@ -120,13 +120,14 @@ def install(app: Flask, config: ServerConfig, metrics: Metrics) -> None:
         g.meter = Meter(metrics)
         given = request.headers.get("X-Request-Id", "")
         g.request_id = given if _VALID_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        if current_app.extensions["lifecycle"].draining and not (
-            request.path in PUBLIC_PATHS or request.path.startswith("/admin/")
-        ):
+        if current_app.extensions["lifecycle"].draining and not _always_has_room(request.path):
             raise EngineError("the server is shutting down")
         if (response := access.preflight(request)) is not None:
             return response
         access.admit(request)
+        if client_socket() is not None and not _always_has_room(request.path):
+            # Clients that send or read slowly hold a thread: never all of them.
+            g.seat = current_app.extensions["lifecycle"].take_seat()
         if request.method == "OPTIONS" and request.url_rule is not None:
             return _options(app, request.url_rule)
         g.meter.allowance = g.get("allowance")
@@ -134,6 +135,8 @@ def install(app: Flask, config: ServerConfig, metrics: Metrics) -> None:
 
     @app.after_request
     def finish(response: Response) -> Response:
+        if (leave := g.pop("seat", None)) is not None:
+            response.call_on_close(leave)
         meter: Meter = g.meter
         response.headers["x-request-id"] = g.request_id
         response.headers["openai-processing-ms"] = str(round(meter.seconds * 1e3))
@@ -149,6 +152,11 @@ def install(app: Flask, config: ServerConfig, metrics: Metrics) -> None:
         endpoint = request.url_rule.rule if request.url_rule is not None else "none"
         response.call_on_close(lambda: _close(meter, endpoint, response, metrics, log, entry))
         return response
+
+
+def _always_has_room(path: str) -> bool:
+    """Whether a path is for those who look after the server, also while it takes no others."""
+    return path in PUBLIC_PATHS or path.startswith("/admin/")
 
 
 def _options(app: Flask, asked: Rule) -> Response:

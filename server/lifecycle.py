@@ -8,7 +8,12 @@ from collections.abc import Callable, Iterator
 
 from oxillama_torch.errors import EngineError, RequestError
 
-__all__ = ["Lifecycle"]
+__all__ = ["SPARE_THREADS", "Lifecycle"]
+
+#: Threads beyond those of ``max_streams``: lists, uploads, downloads, and questions how it is.
+SPARE_THREADS = 32
+# Of these, those that nobody can hold who sends or reads slowly.
+_FREE_THREADS = 8
 
 
 class Lifecycle:
@@ -20,6 +25,9 @@ class Lifecycle:
 
     def __init__(self, most: int | None = None) -> None:
         self._most = most
+        self._seats = None
+        if most is not None:
+            self._seats = threading.BoundedSemaphore(most + SPARE_THREADS - _FREE_THREADS)
         self._aborts: dict[object, Callable[[Exception], None]] = {}
         self._drained: dict[object, Callable[[], None]] = {}
         self._changed = threading.Condition()
@@ -43,12 +51,7 @@ class Lifecycle:
         key = object()
         with self._changed:
             if self._most is not None and len(self._aborts) >= self._most:
-                raise RequestError(
-                    f"{self._most} requests are in progress; there is no room for another",
-                    status=503,
-                    code="overloaded",
-                    type="server_error",
-                )
+                raise _no_room(self._most)
             self._aborts[key] = abort
             if drained is not None:
                 self._drained[key] = drained
@@ -62,6 +65,18 @@ class Lifecycle:
                 self._aborts.pop(key, None)
                 self._drained.pop(key, None)
                 self._changed.notify_all()
+
+    def take_seat(self) -> Callable[[], None] | None:
+        """Have a thread for a request, whatever it asks for; returns what gives it back.
+
+        Raises:
+            RequestError: 503, as ``running``.
+        """
+        if self._seats is None:
+            return None
+        if not self._seats.acquire(blocking=False):
+            raise _no_room(self._most)
+        return self._seats.release
 
     @property
     def in_progress(self) -> int:
@@ -91,3 +106,12 @@ class Lifecycle:
             aborts = list(self._aborts.values())
         for abort in aborts:
             abort(EngineError("the server is shutting down"))
+
+
+def _no_room(most: int | None) -> RequestError:
+    return RequestError(
+        f"{most} requests are in progress; there is no room for another",
+        status=503,
+        code="overloaded",
+        type="server_error",
+    )
