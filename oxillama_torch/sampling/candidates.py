@@ -55,6 +55,7 @@ class Candidates:
         self._mass: torch.Tensor | None = None
         self._peak: torch.Tensor | None = logits.amax(-1, keepdim=True)
         self.x, self._owned, self._relative = logits, False, relative
+        self._at_zero = relative  # whether the highest logit is 0
         if relative:
             self.x, self._owned = logits - self._peak, True
             self._peak = torch.zeros_like(self._peak)
@@ -95,6 +96,7 @@ class Candidates:
         """
         if peak:
             self._peak = self._mass = None
+            self._at_zero = False
         elif self._mass is not None or self.last:
             self._mass = self.mass.masked_fill_(gone, 0)
         if peak or not self.last:
@@ -107,14 +109,16 @@ class Candidates:
         if not self._relative:
             self.replace(self.x / temperature)
             return
-        if self._peak is None:  # the likeliest has been dropped
+        if not self._at_zero:  # or what is far below might weigh nothing, however likely it is
             self.x.sub_(self.peak)
+            self._at_zero = True
         self.x.div_(temperature)
         self._mass, self._peak = None, torch.zeros_like(self.peak)
 
     def replace(self, x: torch.Tensor) -> None:
         """Other logits for the same columns."""
         self.x, self._owned, self._mass, self._peak = x, True, None, None
+        self._at_zero = False
 
     def keep_columns(self, columns: torch.Tensor) -> None:
         """Keep some columns of each row, int64 [D, C]; what they leave out is dropped.
@@ -158,7 +162,7 @@ class Candidates:
         part.rows = [self.rows[i] for i in kept]
         part.places = [self.places[i] for i in kept]
         part.vocabulary, part.last = self.vocabulary, self.last
-        part._relative, part._owned = self._relative, True
+        part._relative, part._at_zero, part._owned = self._relative, self._at_zero, True
         part.x = self.x[index]
         for name in ("ids", "_mass", "_peak"):
             value = getattr(self, name)

@@ -230,13 +230,13 @@ def test_when_the_thread_dies_everybody_is_told(make_thread, caplog):
 
 def test_a_call_that_ends_the_thread_leaves_no_other_waiting(make_thread, caplog):
     engine, entered, gate = make_thread(), threading.Event(), threading.Event()
-    answers = queue.SimpleQueue()
+    answers = {}
 
-    def ask(function):
+    def ask(number, function):
         try:
-            answers.put(engine.call(function))
+            answers[number] = engine.call(function)
         except BaseException as error:
-            answers.put(error)
+            answers[number] = error
 
     def wait(_):
         entered.set()
@@ -245,7 +245,8 @@ def test_a_call_that_ends_the_thread_leaves_no_other_waiting(make_thread, caplog
     def end(_):
         raise SystemExit
 
-    threads = [threading.Thread(target=ask, args=(f,)) for f in (wait, end, lambda _: "served")]
+    functions = (wait, end, lambda _: "served")
+    threads = [threading.Thread(target=ask, args=entry) for entry in enumerate(functions)]
     threads[0].start()
     assert entered.wait(PATIENCE_S)
     threads[1].start()
@@ -253,10 +254,10 @@ def test_a_call_that_ends_the_thread_leaves_no_other_waiting(make_thread, caplog
     threads[2].start()
     wait_until(lambda: len(engine._calls) == 2)
     gate.set()
-    first, second, third = (answers.get(timeout=PATIENCE_S) for _ in threads)
-    assert first is True and isinstance(second, SystemExit) and isinstance(third, EngineError)
     for thread in threads:
-        thread.join()
+        thread.join(PATIENCE_S)
+    assert answers[0] is True
+    assert isinstance(answers[1], SystemExit) and isinstance(answers[2], EngineError)
 
 
 def test_a_request_that_cannot_be_taken_in_fails_alone(make_thread, monkeypatch, caplog):

@@ -191,6 +191,23 @@ def test_penalties_may_come_after_the_temperature():
     assert np.allclose(found, softmax(np.where(kept, expected, -np.inf)), atol=1e-6)
 
 
+@pytest.mark.parametrize("temperature", [0.7, 0.01])
+def test_cold_where_the_likeliest_is_gone(temperature):
+    """What the steps before have left, sharpened: p ** (1 / T), in proportion."""
+    before = ("typical_p", "top_p")
+    changes = {"typical_p": 0.3, "top_p": 0.95, "temperature": temperature}
+    logits = torch.tensor([[2.5, *(1.0 - 0.1 * i for i in range(30))]])
+    left = probabilities(logits, [row_of(samplers=before, **changes)])[0].numpy()
+    assert left[0] == 0 and np.count_nonzero(left) > 1, "the likeliest is not typical"
+    expected = (left / left.max()) ** (1 / temperature)
+    found = probabilities(logits, [row_of(samplers=(*before, "temperature"), **changes)])[0]
+    assert np.allclose(found.numpy(), expected / expected.sum(), atol=1e-5)
+
+
+def row_of(**params) -> SamplingRow:
+    return SamplingRow(SamplingParams(seed=1, **params), [1])
+
+
 def test_equal_logits_rank_by_lower_id_in_every_step():
     logits = torch.zeros(1, 600)
     for changes in ({"top_k": 3}, {"top_p": 3 / 600}, {"typical_p": 3 / 600}):
