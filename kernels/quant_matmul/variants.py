@@ -15,7 +15,7 @@ import triton.language as tl
 from oxillama_torch.kernels import formats
 from oxillama_torch.kernels.embedding import triton_embedding
 from oxillama_torch.kernels.formats.base import MAX_PLANES, Format
-from oxillama_torch.kernels.quant_matmul import configs
+from oxillama_torch.kernels.quant_matmul import configs, triton_quantize
 from oxillama_torch.kernels.quant_matmul.dp4a_units import UNITS
 from oxillama_torch.kernels.quant_matmul.triton_dp4a import dp4a_kernel
 from oxillama_torch.kernels.quant_matmul.triton_experts import experts_kernel
@@ -96,7 +96,7 @@ _POINTERS = {
 def variants() -> list[Variant]:
     """Every kernel for every format, with bfloat16 activations and the configs used on a GPU."""
     single = [variant for name in formats.known() for variant in _of_format(formats.get(name))]
-    return [*single, *_segments(formats.get("Q4_K"), formats.get("Q6_K"))]
+    return [*single, *_segments(formats.get("Q4_K"), formats.get("Q6_K")), _quantize()]
 
 
 def _of_format(format: Format) -> list[Variant]:
@@ -213,6 +213,19 @@ def _gated_dp4a(format: Format) -> Variant:
         arguments=arguments,
         constants=constants,
         aligned=tuple(name for name in arguments if name != "M"),
+    )
+
+
+def _quantize() -> Variant:
+    arguments = {"x": "*bf16", "values": "*i8", "scales": "*fp32", "sums": "*fp32"}
+    arguments |= {"x_stride": "i32", "K": "i32"}
+    return Variant(
+        name="quantize",
+        kernel=triton_quantize.quantize_kernel,
+        arguments=arguments,
+        constants={name: getattr(triton_quantize, name) for name in ("GROUP", "BLOCK_GROUPS")},
+        aligned=tuple(arguments),
+        num_warps=triton_quantize.NUM_WARPS,
     )
 
 
