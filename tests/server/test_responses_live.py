@@ -9,6 +9,7 @@ import urllib.request
 
 import openai
 import pytest
+from openai.resources.responses import Responses
 from openai.types import responses
 from pydantic import TypeAdapter
 from server_process import killed_server, running_server
@@ -131,7 +132,7 @@ def test_conversation_goes_on_over_turns(sdk, model, llm):
 
 
 @pytest.mark.skipif(
-    not hasattr(openai.resources.responses.Responses, "connect"),
+    not hasattr(Responses, "connect"),
     reason="this version of the SDK has no WebSockets",
 )
 @pytest.mark.filterwarnings("ignore:connect.. must be used as a context manager")
