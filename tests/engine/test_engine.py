@@ -5,6 +5,8 @@ Oracle: ``scripted_model.continuation``, which knows the token list only.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from scripted_model import CRASH_ID, NAN_ID, ScriptedModel, context_logits, cont
 
 from oxillama_torch.config import EngineConfig
 from oxillama_torch.engine.engine import Engine
-from oxillama_torch.engine.request import ErrorEvent, FinishEvent, PromptEvent
+from oxillama_torch.engine.request import ErrorEvent, FinishEvent, PromptEvent, RequestHandle
 from oxillama_torch.errors import EngineError
 from oxillama_torch.kernels.registry import use_kernels
 
@@ -220,6 +222,20 @@ def test_deadlines_end_requests_wherever_they_stand():
     assert run.events[running][-1] == FinishEvent("deadline", 4)
     run.run()
     assert run.events[free][-1] == FinishEvent("length", 3)
+
+
+def test_a_deadline_is_that_of_its_request_alone():
+    """Not of another one that came by the same id afterwards."""
+    now = [100.0]
+    engine = driver(clock=lambda: now[0]).engine
+    reasons = []
+    for at, deadline, tokens in ((100.0, 101.0, 1), (102.0, 200.0, 5)):
+        now[0] = at
+        request = replace(request_for([5], max_tokens=tokens, deadline=deadline), request_id="it")
+        engine.add(RequestHandle(request, lambda _: None))
+        while engine.has_work:
+            reasons += [e for _, e in engine.step() if isinstance(e, FinishEvent)]
+    assert reasons == [FinishEvent("length", 1), FinishEvent("length", 5)]
 
 
 def test_a_request_that_breaks_the_step_fails_alone(caplog):
