@@ -131,6 +131,7 @@ def _request_body(reading: Reading, schemas: dict[str, Any]) -> dict[str, Any] |
     if reading.form is not None:
         schema = _flattened(_schema_of(reading.form, schemas, inline=True), schemas)
         schema["dependentRequired"] = _go_together(schema["properties"])
+        schema["propertyNames"] = {"minLength": 1}
         schema["properties"]["file"] = {"type": "string", "format": "binary"}
         schema.setdefault("required", []).append("file")
         return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
