@@ -70,6 +70,8 @@ class Access:
         if path.startswith("/admin/"):
             g.holder = self._administrator(request, token)
             return
+        if not self.needs_key and self._is_smuggled(request):
+            raise _forbidden("Pages of this origin may not use this server.")
         peer = f"ip:{request.remote_addr}"
         try:
             g.holder, limits = self._holder(request, token, peer)
@@ -144,6 +146,12 @@ class Access:
         if origin is None or self.allows_origin(origin):
             return False
         return origin.lower() != request.host_url.rstrip("/").lower()
+
+    def _is_smuggled(self, request: Request) -> bool:
+        """Whether a browser has sent this for a foreign page without asking whether it may: forms
+        and bodies of no type need no preflight."""
+        simple = request.method == "POST" and request.mimetype != "application/json"
+        return simple and self.is_foreign(request)
 
     def preflight(self, request: Request) -> Response | None:
         """The answer to a browser that asks whether it may ask; None: it is no such question."""

@@ -354,3 +354,15 @@ def test_the_sdk_raises_its_own_classes(make_app, tmp_path, secret_file):
             sdk.models.list()
     assert (error.value.code, error.value.type) == ("rate_limit_exceeded", "requests")
     assert int(error.value.response.headers["retry-after"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [({}, 400), ({"Origin": "http://localhost"}, 400), ({"Origin": "https://evil.example"}, 403),
+     ({"Origin": "null"}, 403)],
+)  # fmt: skip
+def test_pages_cannot_send_forms_to_a_server_without_keys(client, headers, status):
+    # A browser sends these without asking first: a form, and a body of no type.
+    form = {"data": b"x", "content_type": "multipart/form-data; boundary=b"}
+    assert client.post("/v1/files", headers=headers, **form).status_code == status
+    assert client.post("/v1/completions", headers=headers, data=b"{}").status_code == status
