@@ -23,13 +23,16 @@ class Blobs:
     """A folder of immutable files, readable by their owner alone.
 
     Args:
-        folder: made if missing; what an interrupted ``put`` left in it is removed.
+        folder: made if missing.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in folder.glob("*.part"):
+
+    def remove_parts(self) -> None:
+        """Remove what an interrupted ``put`` has left; only while nobody else uses the folder."""
+        for path in self._folder.glob("*.part"):
             path.unlink(missing_ok=True)
 
     def put(self, stream: BinaryIO, max_bytes: int | None = None) -> tuple[str, int]:

@@ -64,6 +64,7 @@ class Store:
         folder = _blob_folder(url.database, url.get_backend_name(), config.blobs)
         self.blobs = Blobs(folder)
         opened.callback(os.close, _lock(folder))
+        self.blobs.remove_parts()
         writing, self._reading = open_engines(url, durable=config.store is not None)
         opened.callback(self._reading.dispose)
         opened.callback(writing.dispose)

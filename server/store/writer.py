@@ -149,6 +149,8 @@ class Writer:
             job.future.set_exception(StoreError(reason))
 
     def _transaction(self, jobs: list[_Job]) -> list[Any]:
+        if self.failed:
+            raise StoreError(self.failed)  # also for what was waiting when it failed
         with Session(self._engine, expire_on_commit=False) as session:
             event.listen(session, "before_flush", self._number)
             results = [job.function(session) for job in jobs]

@@ -257,6 +257,43 @@ def test_interrupted_blob_is_swept(tmp_path, open_store):
     assert not (folder / "x.part").exists()
 
 
+def test_who_may_not_have_the_store_leaves_its_uploads_alone(tmp_path):
+    folder = tmp_path / "blobs"
+    folder.mkdir()
+    (folder / "x.part").write_bytes(b"half")
+    # Record locks are between processes.
+    hold = (
+        "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); "
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", hold, str(folder / "lock")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(UnsupportedError, match="another server"):
+            Store(ServerConfig(store=str(tmp_path / "store.db"), blobs=folder))
+        holder.stdin.close()
+    assert (folder / "x.part").exists()
+
+
+def test_what_waits_when_the_disk_fails_is_not_acknowledged(open_store):
+    store = open_store()
+    begun, failed = threading.Event(), threading.Event()
+
+    def slow(session):
+        begun.set()
+        assert failed.wait(5)
+
+    first = store.submit(slow)
+    assert begun.wait(5)
+    waiting = store.submit(lambda session: session.add(ConversationRow(id="a", data={})))
+    store._writer.failed = "the disk reports an error"
+    failed.set()
+    first.exception(5)
+    with pytest.raises(StoreError, match="disk"):
+        waiting.result(5)
+
+
 def test_locked_database_is_503_in_time(tmp_path, open_store, monkeypatch):
     monkeypatch.setattr("oxillama_torch.server.store.writer.PATIENCE_S", 0.3)
     path = tmp_path / "store.db"
