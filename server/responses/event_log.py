@@ -95,17 +95,18 @@ class LogStream:
 
     def client_gone(self) -> None:
         """Nobody reads any more."""
-        self.ended = True
         self.close()
-        self._gone()
         # Whoever waits learns that it has ended.
         if self._listener is not None:
             self._listener()
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening; a reader that has not come to the end has gone."""
         if self._listener is not None:
             self._log.forget(self._listener)
+        if not self.ended:
+            self.ended = True
+            self._gone()
 
     def lines(self) -> list[bytes]:
         """The events that have come since the last call, as JSON."""

@@ -1,5 +1,7 @@
 """What ``/v1/responses`` refuses, and how it says so. Oracle: OpenAI's envelope and codes."""
 
+import time
+
 import pytest
 
 QUESTION = "What does `textwrap.dedent` do?"
@@ -68,3 +70,17 @@ def test_fields_without_effect_are_named(client, model_id):
         "/v1/responses", json={"model": model_id, "input": "x", "max_output_tokens": 2, **fields}
     )
     assert answer.headers["x-ignored-fields"] == "prompt_cache_key, service_tier, text.verbosity"
+
+
+def test_a_stream_without_room_generates_nothing(make_app):
+    app = make_app(max_streams=1, model_alias="m")
+    engine = app.extensions["service"].engine
+    body = {"model": "m", "input": "hello", "stream": True, "ignore_eos": True, "store": False}
+    with app.extensions["lifecycle"].running(lambda error: None):
+        assert app.test_client().post("/v1/responses", json=body).status_code == 503
+    deadline = time.monotonic() + 5
+    while engine.stats()["running"] + engine.stats()["waiting"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    # It was cut, not finished.
+    assert engine.stats()["steps"] < engine.max_context // 2
