@@ -71,7 +71,9 @@ def blueprint(services: Services) -> Blueprint:
         tokenizer, template = services.default.tokenizer, services.default.template
 
         def text(token_id: int | None) -> str | None:
-            return None if token_id is None else tokenizer.token_bytes(token_id).decode()
+            if token_id is None:
+                return None
+            return tokenizer.token_bytes(token_id).decode(errors="replace")
 
         return jsonify(
             {
