@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,8 @@ def verify(
     hash: Annotated[bool, typer.Option(help="Compute the file's SHA-256.")] = True,
 ) -> None:
     """Check header, metadata, tensor bounds and, if given, the checksum of a file."""
+    if not model.exists():
+        raise FileNotFoundError(2, "no such model file", str(model))
     file = read_gguf(model)
     total = sum(tensor.nbytes for tensor in file.tensors.values())
     print(f"{model}: GGUF v{file.version}, architecture {file.architecture}")
@@ -43,6 +46,8 @@ def _digest(path: Path) -> str:
     digest = hashlib.sha256()
     steps = max(1, -(-path.stat().st_size // _CHUNK_BYTES))
     with path.open("rb") as file:
-        for _ in track(range(steps), description="hashing", transient=True):
+        for _ in track(
+            range(steps), description="hashing", transient=True, disable=not sys.stdout.isatty()
+        ):
             digest.update(file.read(_CHUNK_BYTES))
     return digest.hexdigest()
