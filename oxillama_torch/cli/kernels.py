@@ -71,7 +71,9 @@ def check(
         bool, typer.Option("--captured", help="On what a model's kernels get, not random operands.")
     ] = False,
     model: ModelOption = None,
-    prompt: Annotated[str, typer.Option(help="What to capture from.")] = "import os\n",
+    prompt: Annotated[
+        str, typer.Option(help="What to capture from.", show_default="import os")
+    ] = "import os\n",
     kernel_path: KernelPathOption = None,
 ) -> None:
     """Compare backends with the reference of their op; exit code 4 on a difference."""

@@ -43,7 +43,7 @@ NumericsOption = Annotated[
     typer.Option(help="invariant (same bits in any batch), fast, or auto (by device)."),
 ]
 KernelsOption = Annotated[
-    str | None, typer.Option(help='Kernel rules, e.g. "attention=reference,quant_matmul=cpu".')
+    str | None, typer.Option(help='Kernel rules, such as "attention=reference"; commas between.')
 ]
 KernelPathOption = Annotated[
     Path | None, typer.Option(help="Python file that registers kernels of your own.")

@@ -31,7 +31,9 @@ _PROMPT = "def dedent(text):\n    " + "return text\n    " * 12
 
 def profile(
     model: ModelOption = None,
-    prompt: Annotated[str, typer.Option("--prompt", "-p")] = _PROMPT,
+    prompt: Annotated[
+        str, typer.Option("--prompt", "-p", help="What to run.", show_default="a small function")
+    ] = _PROMPT,
     new_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=2)] = 16,
     html: Annotated[Path | None, typer.Option(help="Write a self-contained page.")] = None,
     out: Annotated[Path | None, typer.Option("--json", help="Write every record.")] = None,
