@@ -8,7 +8,7 @@ import math
 import pydantic
 from flask import Flask, Response, g, jsonify, request
 from gunicorn.http.errors import ParseException
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from oxillama_torch.errors import CapacityError, EngineError, RequestError, UnsupportedError
 
@@ -38,10 +38,20 @@ def envelope(error: Exception) -> dict:
     elif isinstance(error, ParseException):
         message, kind, code = "malformed request", "invalid_request_error", "invalid_request"
     elif isinstance(error, HTTPException):
-        message = error.description or error.name
+        message = _http_message(error)
         kind = "invalid_request_error" if (error.code or 500) < 500 else "server_error"
         code = _HTTP_CODES.get(error.code or 500, "http_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _http_message(error: HTTPException) -> str:
+    """What went wrong; Flask's own words for a wrong URL are meant for readers of web pages."""
+    if isinstance(error, NotFound):
+        return f"There is no {request.method} {request.path}; GET /docs lists the routes."
+    if isinstance(error, MethodNotAllowed):
+        methods = ", ".join(sorted({*(error.valid_methods or ())} - {"HEAD", "OPTIONS"}))
+        return f"{request.path} takes {methods}, not {request.method}."
+    return error.description or error.name
 
 
 # llama-server's names of types, by status.

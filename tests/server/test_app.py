@@ -20,6 +20,13 @@ def test_every_error_has_the_envelope(client, method, path, status):
     assert response.headers["x-request-id"]
 
 
+def test_wrong_routes_are_told_what_there_is(client):
+    missing = client.post("/infill").get_json()["error"]["message"]
+    assert missing == "There is no POST /infill; GET /docs lists the routes."
+    wrong = client.put("/v1/chat/completions").get_json()["error"]["message"]
+    assert wrong == "/v1/chat/completions takes GET, POST, not PUT."
+
+
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"[]", b'"x"', b"[" * 100_000, b'{"a": NaN}', b'{"a": 1e999}', b"\xff\xfe"],
