@@ -17,7 +17,14 @@ import triton.language as tl
 from oxillama_torch.kernels.kv_formats import find, raw
 from oxillama_torch.kernels.kv_tile import kv_kind, store_head
 from oxillama_torch.kernels.registry import register
-from oxillama_torch.kernels.triton_support import DEVICES, Variant, launch_device, priority
+from oxillama_torch.kernels.triton_support import (
+    DEVICES,
+    Variant,
+    launch_device,
+    pdl_begin,
+    pdl_options,
+    priority,
+)
 
 __all__ = ["rope_store_kv", "rope_store_kv_kernel", "variants"]
 
@@ -104,8 +111,10 @@ def rope_store_kv_kernel(
     ROW_K: tl.constexpr, ROW_V: tl.constexpr,
     NEOX: tl.constexpr, NORM_Q: tl.constexpr, NORM_K: tl.constexpr, HAS_AXES: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_P: tl.constexpr, KV: tl.constexpr,
+    USE_PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (token, head): query heads first, key and value heads after them."""
+    pdl_begin(USE_PDL)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     if HAS_AXES:
@@ -176,6 +185,7 @@ def rope_store_kv(
             NORM_Q=q_norm is not None, NORM_K=k_norm is not None, HAS_AXES=axes is not None,
             BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(value_dim),
             BLOCK_P=triton.next_power_of_2(max(1, pairs)), num_warps=1,
+            **pdl_options(q.device),
         )  # fmt: skip
     return out
 

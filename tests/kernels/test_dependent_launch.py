@@ -25,6 +25,7 @@ SOURCES = {
     "rms-norm": (f"{KERNELS}.norm.triton_rms_norm:variants", "4096-"),
     "layer-norm": (f"{KERNELS}.norm.triton_layer_norm:variants", "4096-"),
     "activation": (f"{KERNELS}.activation.triton_gated:variants", "silu"),
+    "rope": (f"{KERNELS}.rope.triton_rope_store_kv:variants", ""),
     "lora": (f"{KERNELS}.lora.variants:variants", "bf16-3"),
 }
 # Opcodes of SASS that touch global memory. What may stand before the wait besides arithmetic is a
