@@ -112,9 +112,12 @@ class AdapterRegistry:
 
     def add(self, adapter: Adapter, *, pinned: bool = False) -> LoadedAdapter:
         """Take in an adapter that has been read; one without a path is never put away."""
-        loaded = LoadedAdapter(adapter, factor_table(adapter, self.targets))
-        self._insert(_Entry(loaded, pinned))
-        return loaded
+        while True:
+            targets = self.targets
+            loaded = LoadedAdapter(adapter, factor_table(adapter, targets))
+            # Magnitudes are those of other weights if ``rebase`` has come in between.
+            if self._insert(_Entry(loaded, pinned), targets):
+                return loaded
 
     def drop(self, name: str) -> None:
         """Forget a name; requests under way are not touched.
@@ -165,8 +168,9 @@ class AdapterRegistry:
                 code="adapter_changed",
                 param="adapters",
             )
-        loaded = LoadedAdapter(adapter, factor_table(adapter, self.targets))
-        self._insert(_Entry(loaded, entry.pinned), replacing=entry)
+        targets = self.targets
+        loaded = LoadedAdapter(adapter, factor_table(adapter, targets))
+        self._insert(_Entry(loaded, entry.pinned), targets, replacing=entry)
         return loaded
 
     def resolve(
@@ -178,16 +182,22 @@ class AdapterRegistry:
         """
         return tuple((self.get(name), float(scale)) for name, scale in adapters if scale)
 
-    def _insert(self, entry: _Entry, replacing: _Entry | None = None) -> None:
-        """Put an entry in; with ``replacing``, only if that one is still there."""
+    def _insert(self, entry: _Entry, targets: Targets, replacing: _Entry | None = None) -> bool:
+        """Put an entry in if ``targets``, which it was made for, and ``replacing`` are still there.
+
+        Returns: whether it was put in.
+        """
         name = entry.loaded.adapter.name
         with self._lock:
+            if targets is not self.targets:
+                return False
             if replacing is not None and self._entries.get(name) is not replacing:
-                return
+                return False
             others = {key: value for key, value in self._entries.items() if key != name}
             self._make_room(name, entry.loaded.nbytes, others)
             self._entries[name] = entry
             self._entries.move_to_end(name)
+            return True
 
     def _make_room(self, name: str, nbytes: int, others: dict[str, _Entry]) -> None:
         if self._budget is None:

@@ -19,9 +19,13 @@ from tiny_models import write_tiny
 from oxillama_torch import LLM
 from oxillama_torch.errors import RequestError, UnsupportedError
 from oxillama_torch.kernels.formats.base import PackedTensor
+from oxillama_torch.lora import registry
 from oxillama_torch.lora.adapter import read_adapter
+from oxillama_torch.lora.attach import factor_table
 from oxillama_torch.lora.encode import merged_type
 from oxillama_torch.lora.merge import Merge, Merger
+from oxillama_torch.lora.registry import AdapterRegistry
+from oxillama_torch.lora.targets import Targets
 
 IDS = torch.randint(0, 389, (40,), generator=torch.Generator().manual_seed(1)).tolist()
 
@@ -125,3 +129,19 @@ def test_merge_and_unload_leaves_a_model_of_its_own(tmp_path):
         assert_close(llm.logits(IDS, adapters="second"), peft_logits(second, IDS))
         llm.merge_and_unload("second", merge_dtype="f32")
         assert_close(llm.logits(IDS), peft_logits(second, IDS))
+
+
+def test_an_adapter_loaded_while_the_weights_change_belongs_to_the_new_ones(tmp_path, monkeypatch):
+    oracle, decoder, targets = open_tiny("llama", tmp_path)
+    save_adapter(oracle, tmp_path / "adapter", use_dora=True)
+    loaded, made_for = AdapterRegistry(targets), []
+
+    def slow(adapter, its_targets):
+        made_for.append(its_targets)
+        if len(made_for) == 1:
+            loaded.rebase(Targets(decoder))
+        return factor_table(adapter, its_targets)
+
+    monkeypatch.setattr(registry, "factor_table", slow)
+    loaded.load("a", tmp_path / "adapter")
+    assert made_for == [targets, loaded.targets] and loaded.names() == ["a"]
