@@ -20,7 +20,7 @@ from oxillama_torch.server import gunicorn_conf
 from oxillama_torch.server.app import create_app
 from oxillama_torch.server.lifecycle import SPARE_THREADS
 
-__all__ = ["serve"]
+__all__ = ["Application", "serve"]
 
 _HOOKS = ("on_starting", "worker_exit")
 _SETTINGS = (
@@ -37,7 +37,7 @@ _SETTINGS = (
 _BOOT_FAILED = 3
 
 
-class _Application(BaseApplication):
+class Application(BaseApplication):
     """Loads the model in the worker, after the fork."""
 
     def __init__(
@@ -96,7 +96,7 @@ def serve(
         OSError: the address is taken or not ours.
     """
     _check_address(server.host, server.port)
-    _Application(server, engine, open_llm).run()
+    Application(server, engine, open_llm).run()
 
 
 def _check_address(host: str, port: int) -> None:
