@@ -356,8 +356,9 @@ def text_of(events):
 
 
 @both_stores
-def test_responses_survive_a_restart(llm, settings, model_id):
+def test_responses_survive_a_restart(llm, settings):
     """Also one that was not finished: it is begun again, and says the same again."""
+    model_id = llm.name  # the fixture asks an application that has the store open
     app = create_app(ServerConfig(**settings), llm)
     client = app.test_client()
     body = {"model": model_id, "input": QUESTION, "max_output_tokens": 80, "ignore_eos": True}
