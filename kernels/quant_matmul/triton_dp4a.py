@@ -28,7 +28,7 @@ from oxillama_torch.kernels.triton_support import (
     priority,
 )
 
-__all__ = ["dp4a_kernel", "dp4a_tile", "launch"]
+__all__ = ["dp4a_kernel", "dp4a_store", "dp4a_tile", "launch"]
 
 
 @triton.jit
@@ -51,6 +51,23 @@ def dp4a_tile(
 
 
 @triton.jit
+def dp4a_store(
+    tile, m, x, x_scales, x_sums, p0, p1, p2, p3, s0, s1, s2, s3, bias, out, N, K,
+    UNIT: tl.constexpr, UNIT_WEIGHTS: tl.constexpr, USE_ASM: tl.constexpr,
+    HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr,
+):  # fmt: skip
+    """Compute and store one tile of outputs for row m of x."""
+    n = tile.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    y = dp4a_tile(
+        n, m, x, x_scales, x_sums, p0, p1, p2, p3, s0, s1, s2, s3, N, K,
+        UNIT, UNIT_WEIGHTS, USE_ASM, EVEN_K, BLOCK_N, BLOCK_U,
+    )  # fmt: skip
+    if HAS_BIAS:
+        y += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)
+    tl.store(out + m * N + n, y.to(out.dtype.element_ty), mask=n < N)
+
+
+@triton.jit
 def dp4a_kernel(
     x, x_scales, x_sums, p0, p1, p2, p3, s0, s1, s2, s3, bias, out, M, N, K,
     UNIT: tl.constexpr, UNIT_WEIGHTS: tl.constexpr, USE_ASM: tl.constexpr,
@@ -59,15 +76,12 @@ def dp4a_kernel(
 ):  # fmt: skip
     """Program i: outputs of tile i // M for row i % M; rows of one tile share W in the cache."""
     m = (tl.program_id(0) % M).to(tl.int64)
-    n = (tl.program_id(0) // M).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     pdl_begin(USE_PDL)
-    y = dp4a_tile(
-        n, m, x, x_scales, x_sums, p0, p1, p2, p3, s0, s1, s2, s3, N, K,
-        UNIT, UNIT_WEIGHTS, USE_ASM, EVEN_K, BLOCK_N, BLOCK_U,
+    dp4a_store(
+        tl.program_id(0) // M, m, x, x_scales, x_sums,
+        p0, p1, p2, p3, s0, s1, s2, s3, bias, out, N, K,
+        UNIT, UNIT_WEIGHTS, USE_ASM, HAS_BIAS, EVEN_K, BLOCK_N, BLOCK_U,
     )  # fmt: skip
-    if HAS_BIAS:
-        y += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)
-    tl.store(out + m * N + n, y.to(out.dtype.element_ty), mask=n < N)
 
 
 def launch(

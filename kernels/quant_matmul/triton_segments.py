@@ -28,7 +28,7 @@ from oxillama_torch.kernels.quant_matmul.configs import (
 )
 from oxillama_torch.kernels.quant_matmul.dp4a_units import UNITS
 from oxillama_torch.kernels.quant_matmul.fused import left_to_others, types_of
-from oxillama_torch.kernels.quant_matmul.triton_dp4a import dp4a_tile
+from oxillama_torch.kernels.quant_matmul.triton_dp4a import dp4a_store
 from oxillama_torch.kernels.quant_matmul.triton_gemm import gemm_tile
 from oxillama_torch.kernels.quant_matmul.triton_quantize import quantize
 from oxillama_torch.kernels.registry import Call, register
@@ -71,22 +71,6 @@ def gemm_segments_kernel(
 
 
 @triton.jit
-def _dp4a_store(
-    tile, m, x, x_scales, x_sums, p0, p1, p2, p3, s0, s1, s2, s3, bias, out, N, K,
-    UNIT: tl.constexpr, UNIT_WEIGHTS: tl.constexpr, USE_ASM: tl.constexpr,
-    HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr,
-):  # fmt: skip
-    n = tile.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    y = dp4a_tile(
-        n, m, x, x_scales, x_sums, p0, p1, p2, p3, s0, s1, s2, s3, N, K,
-        UNIT, UNIT_WEIGHTS, USE_ASM, EVEN_K, BLOCK_N, BLOCK_U,
-    )  # fmt: skip
-    if HAS_BIAS:
-        y += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)
-    tl.store(out + m * N + n, y.to(out.dtype.element_ty), mask=n < N)
-
-
-@triton.jit
 def dp4a_segments_kernel(
     x, x_scales, x_sums, a0, a1, a2, a3, sa0, sa1, sa2, sa3, b0, b1, b2, b3, sb0, sb1, sb2, sb3,
     bias_a, bias_b, out_a, out_b, M, A, B, K,
@@ -101,12 +85,12 @@ def dp4a_segments_kernel(
     tiles_a = tl.cdiv(A, BLOCK_A)
     pdl_begin(USE_PDL)
     if tile < tiles_a:
-        _dp4a_store(
+        dp4a_store(
             tile, m, x, x_scales, x_sums, a0, a1, a2, a3, sa0, sa1, sa2, sa3, bias_a, out_a, A, K,
             UNIT_A, WEIGHTS_A, USE_ASM, HAS_BIAS_A, EVEN_A, BLOCK_A, BLOCK_U,
         )  # fmt: skip
     else:
-        _dp4a_store(
+        dp4a_store(
             tile - tiles_a, m, x, x_scales, x_sums, b0, b1, b2, b3, sb0, sb1, sb2, sb3,
             bias_b, out_b, B, K,
             UNIT_B, WEIGHTS_B, USE_ASM, HAS_BIAS_B, EVEN_B, BLOCK_B, BLOCK_U,
