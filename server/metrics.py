@@ -32,6 +32,8 @@ _COUNTERS = {
     "generated_tokens": ("oxillama_tokens_generated", "Tokens generated."),
     "prefix_hit_tokens": ("oxillama_prefix_hit_tokens", "Prompt tokens found in the cache."),
     "preemptions": ("oxillama_preemptions", "Requests set back for want of pages."),
+    "sampled_by_op": ("oxillama_sampled_by_op", "Tokens chosen by the sample op."),
+    "sampled_by_chain": ("oxillama_sampled_by_chain", "Tokens chosen by the sampling chain."),
     "steps": ("oxillama_steps", "Steps computed."),
     "step_seconds": ("oxillama_step_seconds", "Time spent in steps."),
     "step_failures": ("oxillama_step_failures", "Steps whose batch had to be taken apart."),

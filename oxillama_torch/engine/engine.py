@@ -296,6 +296,8 @@ class Engine:
             "max_context": self.max_context,
             "prefix_hit_tokens": self._scheduler.prefix_hit_tokens,
             "preemptions": self._scheduler.preemptions,
+            "sampled_by_op": self._runner.sampled_by["op"],
+            "sampled_by_chain": self._runner.sampled_by["chain"],
             **asdict(self._counters),
         }
 

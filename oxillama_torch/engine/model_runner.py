@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from oxillama_torch.engine.batch import BatchBuilder, StepInputs
+from oxillama_torch.engine.device_sampling import is_served, sample_on_device, wanted_on
 from oxillama_torch.engine.state import RequestState, ScheduledBatch, ScheduledItem
 from oxillama_torch.errors import EngineError, OxiLlamaError
 from oxillama_torch.kvcache.pool import KVPool
@@ -33,6 +34,7 @@ class Model(Protocol):
     """What the engine needs of ``models.decoder.Decoder``."""
 
     config: ModelConfig
+    numerics: str
     dtype: torch.dtype
     device: torch.device
 
@@ -62,6 +64,9 @@ class ModelRunner:
         pool: keys and values.
         builder: makes the step's tensors.
         banned_ids: tokens that are never chosen.
+
+    Attributes:
+        sampled_by: tokens chosen by the ``sample`` op and by the chain.
     """
 
     def __init__(
@@ -74,6 +79,7 @@ class ModelRunner:
         self._model, self._pool, self._builder = model, pool, builder
         self._masks = MaskFiller(model.config.vocab_size, model.device)
         self._banned = torch.tensor(sorted(banned_ids), device=model.device) if banned_ids else None
+        self.sampled_by = {"op": 0, "chain": 0}
 
     def run(self, batch: ScheduledBatch) -> dict[RequestState, ItemResult]:
         """Compute one step. Repeating it with fewer items is harmless: it writes the same again."""
@@ -111,7 +117,13 @@ class ModelRunner:
         adapters = self._builder.head_adapters(inputs.sampling, [1] * count)
         logits = self._model.logits(rows[:count], adapters)
         samplers = [item.state.row for item in inputs.sampling]
-        sampled = sample(logits, samplers, self._banned, masks)
+        if wanted_on(logits.device) and all(map(is_served, samplers)):
+            self.sampled_by["op"] += count
+            numerics = self._model.numerics
+            sampled = sample_on_device(logits, samplers, self._banned, masks, numerics)
+        else:
+            self.sampled_by["chain"] += count
+            sampled = sample(logits, samplers, self._banned, masks)
         for item, out in zip(inputs.sampling, sampled):
             result = results[item.state]
             result.token_id, result.logprobs, result.error = out.token_id, out.logprobs, out.error

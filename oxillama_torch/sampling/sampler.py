@@ -5,13 +5,13 @@ Shapes: R rows, V vocabulary, L rows that want log-probabilities.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from oxillama_torch.errors import EngineError, OxiLlamaError, RequestError
-from oxillama_torch.sampling.chain import adjust, pick
+from oxillama_torch.sampling.chain import Picked, adjust, pick
 from oxillama_torch.sampling.custom import apply_processors
 from oxillama_torch.sampling.logprobs import measure, read
 from oxillama_torch.sampling.mask import Masks
@@ -19,7 +19,15 @@ from oxillama_torch.sampling.mirostat import follow
 from oxillama_torch.sampling.params import TokenLogprobs
 from oxillama_torch.sampling.row import SamplingRow
 
-__all__ = ["Sampled", "finite_rows", "sample"]
+__all__ = [
+    "Sampled",
+    "finite_rows",
+    "outcomes",
+    "pack",
+    "reported_logits",
+    "sample",
+    "unpack",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,32 +73,74 @@ def sample(
     failed |= unmasked
     adjusted = adjust(allowed, rows, banned)
     picked = pick(adjusted, rows)
-    chosen = picked.ids
     finite = finite_rows(logits)
     possible = adjusted.amax(-1) > -torch.inf if adjusted is not logits else finite
-    columns = [chosen, finite, possible, picked.mass, picked.total]
-    columns = [torch.stack([column.to(torch.float64) for column in columns], dim=1)]
-    asking = [index for index, row in enumerate(rows) if row.params.logprobs is not None]
-    top = min(max((rows[i].params.logprobs for i in asking), default=0), logits.shape[-1])
-    if asking:
-        index = torch.tensor(asking, device=logits.device)
-        columns.append(measure(_reported(logits, allowed, rows, asking), chosen[index], top))
+    reported = reported_logits(logits, allowed, rows)
     # One copy to the host, the only point where it waits for the device.
-    flat = torch.cat([part.flatten() for part in columns]).tolist()
+    flat = pack(outcomes(picked, finite, possible), rows, reported).tolist()
+    return unpack(flat, rows, logits.shape[-1], failed)
+
+
+def outcomes(picked: Picked, finite: torch.Tensor, possible: torch.Tensor) -> torch.Tensor:
+    """What came of each row, for ``unpack``: float64 [R, 5], every entry exact.
+
+    Args:
+        picked: the tokens.
+        finite: bool [R], whether the row's logits are.
+        possible: bool [R], whether there was a token to choose.
+    """
+    columns = (picked.ids, finite, possible, picked.mass, picked.total)
+    return torch.stack([column.to(torch.float64) for column in columns], dim=1)
+
+
+def pack(
+    outcomes: torch.Tensor, rows: Sequence[SamplingRow], reported: torch.Tensor | None
+) -> torch.Tensor:
+    """Everything that the host wants to know of a step, in one tensor.
+
+    Args:
+        outcomes: as the function of this name makes them.
+        rows: one per row.
+        reported: float32 [L, V], logits of the rows that want log-probabilities, in order.
+
+    Returns: float64, flat.
+    """
+    if reported is None:
+        return outcomes.flatten()
+    asking, top = _asking(rows, reported.shape[-1])
+    chosen = outcomes[_index(asking, outcomes), 0].to(torch.int64)
+    return torch.cat([outcomes.flatten(), measure(reported, chosen, top).flatten()])
+
+
+def unpack(
+    flat: Sequence[float],
+    rows: Sequence[SamplingRow],
+    vocab_size: int,
+    failed: Mapping[int, OxiLlamaError],
+) -> list[Sampled]:
+    """What ``pack`` says, row by row.
+
+    Args:
+        flat: its result, on the host.
+        rows: one per row.
+        vocab_size: V.
+        failed: rows that have no token, each with the reason.
+    """
+    top = _asking(rows, vocab_size)[1]
     measured, width = flat[5 * len(rows) :], 4 + 2 * top
     results = []
     for index, row in enumerate(rows):
-        token_id, is_finite, is_possible, mass, total = flat[5 * index : 5 * index + 5]
+        token_id, finite, possible, mass, total = flat[5 * index : 5 * index + 5]
         logprobs = None
         if row.params.logprobs is not None:
             mine, measured = measured[:width], measured[width:]
-            if is_finite and is_possible and index not in failed:
+            if finite and possible and index not in failed:
                 logprobs = read(mine, min(row.params.logprobs, top))
         if index in failed:
             results.append(Sampled(None, error=failed[index]))
-        elif not is_finite:
+        elif not finite:
             results.append(Sampled(None, error=EngineError("the model's logits are not finite")))
-        elif not is_possible:
+        elif not possible:
             results.append(
                 Sampled(None, error=RequestError("every token of the vocabulary is banned"))
             )
@@ -101,12 +151,33 @@ def sample(
     return results
 
 
-def _reported(
-    logits: torch.Tensor, allowed: torch.Tensor, rows: Sequence[SamplingRow], asking: Sequence[int]
-) -> torch.Tensor:
-    """float32 [L, V]: for each row that asks, its own logits or what is left of them."""
-    reported = logits[torch.tensor(asking, device=logits.device)]
+def reported_logits(
+    logits: torch.Tensor, allowed: torch.Tensor, rows: Sequence[SamplingRow]
+) -> torch.Tensor | None:
+    """Logits of the rows that want log-probabilities: their own, or what is left of them.
+
+    Args:
+        logits: float32 [R, V], raw.
+        allowed: float32 [R, V], after processors and masks.
+        rows: one per row.
+
+    Returns: float32 [L, V]; None: no row wants any.
+    """
+    asking, _ = _asking(rows, logits.shape[-1])
+    if not asking:
+        return None
+    reported = logits[_index(asking, logits)]
     for place, row in enumerate(asking):
         if rows[row].params.logprobs_mode == "masked":
             reported[place] = allowed[row]
     return reported
+
+
+def _asking(rows: Sequence[SamplingRow], vocab_size: int) -> tuple[list[int], int]:
+    """Rows that want log-probabilities, and most alternatives that one of them wants."""
+    asking = [index for index, row in enumerate(rows) if row.params.logprobs is not None]
+    return asking, min(max((rows[i].params.logprobs for i in asking), default=0), vocab_size)
+
+
+def _index(lines: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(lines, device=like.device)

@@ -65,6 +65,7 @@ class ScriptedModel:
     """
 
     dtype = torch.float32
+    numerics = "invariant"
     device = torch.device("cpu")
 
     def __init__(
