@@ -39,6 +39,7 @@ __all__ = [
     "explain",
     "forget_choices",
     "format_rules",
+    "is_observed",
     "load_file",
     "missing_modules",
     "observed",
@@ -320,6 +321,11 @@ def observed(observer: Callable[[Kernel, Call], Kernel]) -> Iterator[None]:
         yield
     finally:
         _observer = before
+
+
+def is_observed() -> bool:
+    """Whether somebody looks at single kernels, which a CUDA graph would hide."""
+    return _observer is not None
 
 
 def forget_choices() -> None:

@@ -13,6 +13,11 @@ __all__ = ["EngineConfig", "Numerics", "ServerConfig", "demo_model_path", "envir
 
 Numerics = Literal["auto", "invariant", "fast"]
 
+_COUNTS = (
+    *("max_batch_size", "max_batch_tokens", "max_context", "page_size", "kv_pages"),
+    "graph_batch_size",
+)
+
 
 def demo_model_path() -> Path:
     """The GGUF file that ships in the package."""
@@ -50,6 +55,9 @@ class EngineConfig:
         adapter_memory_bytes: for adapters on the device; beyond it those used longest ago are read
             again when a request names them. None: no limit.
         threads: torch threads on CPU; None: torch's own choice.
+        graphs: whether decode steps are recorded and replayed as CUDA graphs: ``on``, ``off`` or
+            ``auto`` (on a GPU).
+        graph_batch_size: most requests of a step that is replayed; None: ``max_batch_size``.
         type_39_is_q1_0: the file is OxiLLaMa's, whose Q1_0 tensors have the number of MXFP4.
     """
 
@@ -71,6 +79,8 @@ class EngineConfig:
     inbox_size: int = 256
     adapter_memory_bytes: int | None = None
     threads: int | None = None
+    graphs: Literal["auto", "on", "off"] = "auto"
+    graph_batch_size: int | None = None
     type_39_is_q1_0: bool = False
 
     def __post_init__(self) -> None:
@@ -79,7 +89,8 @@ class EngineConfig:
         _choice("kv_dtype", self.kv_dtype, ("auto", "f32", "f16", "bf16", "fp8", "q8_0", "q4_0"))
         if self.device not in ("auto", "cpu", "cuda") and not self.device.startswith("cuda:"):
             raise UnsupportedError(f"device {self.device!r}", ("auto", "cpu", "cuda", "cuda:N"))
-        for name in ("max_batch_size", "max_batch_tokens", "max_context", "page_size", "kv_pages"):
+        _choice("graphs", self.graphs, ("auto", "on", "off"))
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UnsupportedError(f"{name} must be at least 1, got {value}")

@@ -63,13 +63,18 @@ class BatchBuilder:
         self._page_size, self._device, self._layers = page_size, torch.device(device), layers
         self._table = np.zeros((slots, max_pages), np.int32)
 
+    @property
+    def max_pages(self) -> int:
+        """Most pages of one request."""
+        return self._table.shape[1]
+
     def build(self, batch: ScheduledBatch) -> StepInputs:
         """Tensors of one step. The batch must not be empty."""
         items = batch.items
         input_ids: list[int] = []
         for item in items:
             input_ids += item.state.token_ids[item.start : item.stop]
-            self._sync(item)
+            self.sync(item)
         slots = np.array([item.state.slot for item in items])
         starts = np.array([item.start for item in items])
         counts = np.array([item.count for item in items])
@@ -105,12 +110,17 @@ class BatchBuilder:
             return None
         return self._adapters(items, counts)
 
-    def _sync(self, item: ScheduledItem) -> None:
-        """Copy pages that a request got since it was last seen into its line of the table."""
+    def sync(self, item: ScheduledItem) -> range:
+        """Copy pages that a request got since it was last seen into its line of the table.
+
+        Returns: which of its pages they are.
+        """
         held = item.state.held
-        if held.synced < len(held.pages):
+        new = range(held.synced, len(held.pages))
+        if new:
             self._table[item.state.slot, held.synced : len(held.pages)] = held.pages[held.synced :]
             held.synced = len(held.pages)
+        return new
 
     def _adapters(
         self, items: Sequence[ScheduledItem], counts: Sequence[int]

@@ -10,7 +10,7 @@ import heapq
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 
 from oxillama_torch.config import EngineConfig
 from oxillama_torch.engine.batch import BatchBuilder
+from oxillama_torch.engine.graphs import GraphDevice
 from oxillama_torch.engine.model_runner import ItemResult, Model, ModelRunner
 from oxillama_torch.engine.pooling import finish_pooling, pool_rows
 from oxillama_torch.engine.request import (
@@ -30,6 +31,7 @@ from oxillama_torch.engine.request import (
     RequestHandle,
     TokenEvent,
 )
+from oxillama_torch.engine.run_ahead import Flight, LineFigures, line_runner
 from oxillama_torch.engine.scheduler import Scheduler
 from oxillama_torch.engine.state import RequestState, ScheduledBatch, ScheduledItem
 from oxillama_torch.engine.stats import Counters
@@ -71,6 +73,8 @@ class Engine:
         adapters: those that requests may name; None: none ever.
         constraints: compiles those of requests; None: requests must not have any.
         words: makes tokens of the texts among sampling parameters; None: there must not be any.
+        graphs: records decode steps as graphs, see ``run_ahead.LineRunner``; None: every step is
+            launched kernel by kernel.
         clock: monotonic seconds.
 
     Attributes:
@@ -90,6 +94,7 @@ class Engine:
         adapters: AdapterRegistry | None = None,
         constraints: ConstraintCompiler | None = None,
         words: Words | None = None,
+        graphs: GraphDevice | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._eos_ids, self._clock = config, eos_ids, clock
@@ -125,6 +130,11 @@ class Engine:
             layers=adapters.targets.numbers if adapters is not None else {},
         )
         self._runner = ModelRunner(model, pool, builder, banned_ids)
+        self._lines = None
+        if graphs is not None:
+            lines = min(config.graph_batch_size or batch_size, self._scheduler.max_running)
+            self._lines = line_runner(model, pool, builder, banned_ids, graphs, lines=lines)
+        self._flight: Flight | None = None
         self._rules = registry.active_rules()
         self._counters = Counters()
         self._order = itertools.count()
@@ -187,6 +197,17 @@ class Engine:
     def forget_prefixes(self) -> None:
         """Empty the prefix cache: the model's weights have changed."""
         self._scheduler.forget_prefixes()
+        if self._lines is not None:
+            self._lines.graphs.drop()
+
+    def capture_graphs(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Record decode steps now; what is not recorded is when it is first wanted.
+
+        Args:
+            progress: called with (graphs made, graphs in all).
+        """
+        if self._lines is not None:
+            self._lines.graphs.capture_all(progress)
 
     def add(self, handle: RequestHandle) -> None:
         """Take in a request that ``check`` has let pass."""
@@ -252,18 +273,51 @@ class Engine:
         if registry.active_rules() is not self._rules:
             # Other kernels may round differently: what they are measured on must be their own.
             self._rules = registry.active_rules()
-            self._scheduler.forget_prefixes()
+            self.forget_prefixes()
         self._events += self._expire(started)
-        batch = self._scheduler.schedule()
+        batch, results = self._compute_next()
         if batch.items:
-            generated = self._advance(batch)
+            generated = self._advance(batch, results)
             self._count(batch, generated, self._clock() - started)
         events, self._events = self._events, []
         return events
 
-    def _advance(self, batch: ScheduledBatch) -> int:
-        """Compute a batch and book it. Returns: tokens generated."""
-        results = self._compute(batch)
+    def _compute_next(self) -> tuple[ScheduledBatch, Mapping[RequestState, ItemResult]]:
+        """The step that comes next, and what it brought.
+
+        Where it can be decided already, the step behind it is launched before this one is read.
+        """
+        flight, self._flight = self._flight, None
+        if flight is None:
+            batch = self._scheduler.schedule()
+            if self._lines is None or not self._lines.serves(batch):
+                return batch, self._compute(batch) if batch.items else {}
+            flight = self._launched(lambda: self._lines.launch(batch))
+            if flight is None:
+                return batch, self._compute(batch)
+        if self._lines.runs_ahead(flight):
+            after = self._scheduler.schedule_after(flight.batch)
+            if after is not None:
+                self._flight = self._launched(lambda: self._lines.launch_after(flight, after))
+        results = self._lines.collect(flight)
+        # Some may have been cancelled since it was launched.
+        left = tuple(item for item in flight.items if item.state.slot is not None)
+        return ScheduledBatch(left), results
+
+    def _launched(self, launch: Callable[[], Flight | None]) -> Flight | None:
+        """A flight; None, and a line in the log, where launching it failed."""
+        try:
+            return launch()
+        except torch.AcceleratorError:
+            raise  # every later call on this device fails too
+        except Exception:
+            self._counters.step_failures += 1
+            log.exception("a step could not be launched on lines")
+            self._lines.reset()
+            return None
+
+    def _advance(self, batch: ScheduledBatch, results: Mapping[RequestState, ItemResult]) -> int:
+        """Book a batch. Returns: tokens generated."""
         chosen: dict[RequestState, list[int]] = {}
         for item in batch.items:
             state, result = item.state, results[item.state]
@@ -285,6 +339,7 @@ class Engine:
     def stats(self) -> dict[str, int | float]:
         """Counters and gauges; any thread may ask, figures may be one step apart."""
         pages = self._scheduler.pages.allocator
+        lines = LineFigures() if self._lines is None else self._lines.figures()
         return {
             "running": len(self._scheduler.running),
             "waiting": self.waiting,
@@ -296,8 +351,12 @@ class Engine:
             "max_context": self.max_context,
             "prefix_hit_tokens": self._scheduler.prefix_hit_tokens,
             "preemptions": self._scheduler.preemptions,
-            "sampled_by_op": self._runner.sampled_by["op"],
+            "sampled_by_op": self._runner.sampled_by["op"] + lines.sampled,
             "sampled_by_chain": self._runner.sampled_by["chain"],
+            "graphs": lines.graphs,
+            "graph_bytes": lines.bytes,
+            "graph_steps": lines.steps,
+            "steps_ahead": lines.steps_ahead,
             **asdict(self._counters),
         }
 

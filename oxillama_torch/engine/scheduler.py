@@ -109,6 +109,29 @@ class Scheduler:
             budget -= items[-1].count
         return ScheduledBatch(tuple(items), (*displaced, *preempted))
 
+    def schedule_after(self, flight: ScheduledBatch) -> ScheduledBatch | None:
+        """Decide the step after one whose tokens are not known yet: all of them decode on.
+
+        That one is handed to ``postprocess`` before this one. A request that ends at the token it
+        gets there is computed here for nothing, unless its length alone says so.
+
+        Returns: None where that must be known first, or others have a turn.
+        """
+        if self._others_may_run() or len(self.running) > len(flight.items):
+            return None
+        flying = {item.state for item in flight.items}
+        if any(state not in flying for state in self.running):
+            return None
+        items = []
+        for item in flight.items:
+            state, length = item.state, item.stop + 1  # with the token that is on its way
+            if state.slot is None or length >= state.stop_at:
+                continue
+            if not self.pages.grow(state.held, length):
+                return None
+            items.append(ScheduledItem(state, item.stop, 1))
+        return ScheduledBatch(tuple(items)) if items else None
+
     def postprocess(
         self, batch: ScheduledBatch, chosen: Mapping[RequestState, Sequence[int]]
     ) -> list[tuple[RequestState, FinishReason]]:
@@ -155,6 +178,15 @@ class Scheduler:
                 if state.pending == 1:
                     items.append(ScheduledItem(state, state.computed, 1))
         return items
+
+    def _others_may_run(self) -> bool:
+        """Whether a waiting request could be admitted, in whatever way."""
+        if not self.waiting:
+            return False
+        first = self.waiting[0]
+        if len(self.running) < self.max_running and self._refused != self._situation(first):
+            return True
+        return not self.running or first.request.priority < self.running[-1].request.priority
 
     def _make_way(self) -> list[RequestState]:
         """Preempt the latest request, if one of higher priority has no place or no pages."""

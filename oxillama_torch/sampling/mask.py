@@ -106,6 +106,19 @@ class Masks:
         masked[rows] = masked[rows].masked_fill_(banned, -torch.inf)
         return masked, errors
 
+    def words(self) -> tuple[list[int], np.ndarray, dict[int, RequestError]]:
+        """The masks as bits, for what applies them itself.
+
+        Returns: rows that have one, their masks int32 [C, W] (a set bit: allowed), and the rows
+            that have none, each with the reason.
+        """
+        self.wait()
+        assert self._banned is not None, "llguidance refused what it was asked"
+        errors = {row: error for row, matcher in self._rows if (error := matcher.error)}
+        bits = np.packbits(~self._banned.numpy(), axis=1, bitorder="little")
+        bits = np.pad(bits, ((0, 0), (0, -bits.shape[1] % 4)))
+        return [row for row, _ in self._rows], bits.view(np.int32), errors
+
     def wait(self) -> None:
         """Let the filling end, if the masks are wanted or not: matchers serve one at a time."""
         self._thread.join()

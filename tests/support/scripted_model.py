@@ -89,8 +89,10 @@ class ScriptedModel:
             raise RuntimeError("scripted failure")
         k_pages, v_pages = kv[0]
         stored = batch.input_ids.to(torch.float32)
-        k_pages.view(-1)[batch.slot_mapping] = stored
-        v_pages.view(-1)[batch.slot_mapping] = stored.masked_fill(stored == NAN_ID, torch.nan)
+        kept = batch.slot_mapping >= 0
+        slots, stored = batch.slot_mapping[kept], stored[kept]
+        k_pages.view(-1)[slots] = stored
+        v_pages.view(-1)[slots] = stored.masked_fill(stored == NAN_ID, torch.nan)
         return torch.cat([self._request(batch, b, k_pages, v_pages) for b in _requests(batch)])
 
     def logits(self, hidden: torch.Tensor, adapters=None) -> torch.Tensor:
@@ -102,7 +104,7 @@ class ScriptedModel:
         """Hidden states [its tokens, 1] of one request, from what its pages hold."""
         total = int(batch.seq_lens[b])
         count = int(batch.query_start[b + 1] - batch.query_start[b])
-        pages = batch.page_table[b].to(torch.int64)
+        pages = batch.page_table[b, : -(-total // k_pages.shape[1])].to(torch.int64)
         ids = k_pages[pages].flatten()[:total].to(torch.int64).tolist()
         # Like a sloppy attention kernel: what lies behind the last token is multiplied by zero.
         tail = v_pages[pages].flatten()[total:].mul(0).sum()

@@ -1,0 +1,97 @@
+"""The graphs of an engine: made at the start, made again when what they hold has changed."""
+
+from __future__ import annotations
+
+import bisect
+import logging
+from collections.abc import Callable
+
+from oxillama_torch.engine.decode_state import DecodeState
+from oxillama_torch.engine.decode_step import DecodeStep
+from oxillama_torch.engine.graphs import GraphDevice, StepShape, line_counts, reaches
+
+__all__ = ["DecodeGraphs"]
+
+log = logging.getLogger(__name__)
+
+
+class DecodeGraphs:
+    """Graphs by shape.
+
+    Args:
+        step: what they record.
+        state: the lines.
+        device: records and replays.
+        max_context: most tokens of a line.
+
+    Attributes:
+        captured: graphs recorded since the start.
+    """
+
+    def __init__(
+        self, step: DecodeStep, state: DecodeState, device: GraphDevice, max_context: int
+    ) -> None:
+        self._step, self._state, self._device = step, state, device
+        self._counts, self._reaches = line_counts(state.lines), reaches(max_context)
+        self._graphs: dict[StepShape, Callable[[], None]] = {}
+        self.captured = 0
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def lines_for(self, count: int) -> int:
+        """The least number of lines that graphs are made for and that holds ``count``."""
+        return self._counts[bisect.bisect_left(self._counts, count)]
+
+    def reach_for(self, tokens: int) -> int:
+        """The least reach that graphs are made for and that holds ``tokens``."""
+        return self._reaches[bisect.bisect_left(self._reaches, tokens)]
+
+    def capture_all(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Make the graphs of plain steps, the largest first; others are made when one is wanted.
+
+        Args:
+            progress: called with (graphs made, graphs in all).
+        """
+        shapes = [
+            StepShape("step", lines, reach)
+            for reach in reversed(self._reaches)
+            for lines in reversed(self._counts)
+        ]
+        for number, shape in enumerate(shapes):
+            self._graph(shape)
+            if progress is not None:
+                progress(number + 1, len(shapes))
+
+    def drop(self) -> None:
+        """Forget all graphs: weights or kernels are others now."""
+        if self._graphs:
+            self._device.finish()
+            self._graphs.clear()
+
+    def replay(self, shape: StepShape) -> None:
+        """Launch a step, or a part of one."""
+        self._graph(shape)()
+
+    def _graph(self, shape: StepShape) -> Callable[[], None]:
+        graph = self._graphs.get(shape)
+        if graph is None:
+            log.debug("capturing %s", shape)
+            graph = self._graphs[shape] = self._capture(shape)
+            self.captured += 1
+        return graph
+
+    def _capture(self, shape: StepShape) -> Callable[[], None]:
+        active = self._state.column("active")
+        before = active.clone()
+        active.zero_()  # recording runs the step once, which must leave all lines as they are
+        try:
+            return self._device.capture(lambda: self._run(shape))
+        finally:
+            active.copy_(before)
+
+    def _run(self, shape: StepShape) -> None:
+        if shape.part != "choose":
+            self._step.forward(shape.lines, shape.reach)
+        if shape.part != "forward":
+            self._step.choose(shape.lines, penalised=shape.penalised, masked=shape.masked)
