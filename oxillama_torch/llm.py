@@ -87,15 +87,26 @@ class LLM:
 
     @classmethod
     def from_config(
-        cls, config: EngineConfig, progress: Callable[[int, int], None] | None = None
+        cls,
+        config: EngineConfig,
+        progress: Callable[[int, int], None] | None = None,
+        recording: Callable[[int, int], None] | None = None,
     ) -> LLM:
-        """Open what a configuration names; ``progress`` gets (bytes loaded, bytes in all)."""
+        """Open what a configuration names.
+
+        Args:
+            progress: called with (bytes loaded, bytes in all).
+            recording: called with (CUDA graphs made, graphs in all), where there are any.
+        """
         llm = cls.__new__(cls)
-        llm._open(config, progress)
+        llm._open(config, progress, recording)
         return llm
 
     def _open(
-        self, config: EngineConfig, progress: Callable[[int, int], None] | None = None
+        self,
+        config: EngineConfig,
+        progress: Callable[[int, int], None] | None = None,
+        recording: Callable[[int, int], None] | None = None,
     ) -> None:
         self.config = config
         with open_model(config) as gguf:
@@ -109,6 +120,7 @@ class LLM:
                 constraints=constraints,
                 words=Words(self.tokenizer),
                 progress=progress,
+                recording=recording,
             )
             name = gguf.metadata.get("general.name")
             self.name = "-".join(str(name).split()) if name else config.model_path.stem

@@ -15,6 +15,7 @@ from oxillama_torch.cli.bench_serve import bench_serve
 from oxillama_torch.cli.options import (
     DeviceOption,
     DtypeOption,
+    GraphsOption,
     KernelsOption,
     KVDtypeOption,
     ModelOption,
@@ -77,6 +78,7 @@ def bench(
     dtype: DtypeOption = None,
     kv_dtype: KVDtypeOption = None,
     numerics: NumericsOption = None,
+    graphs: GraphsOption = None,
     kernels: KernelsOption = None,
     tuned: TunedOption = None,
     threads: ThreadsOption = None,
@@ -94,13 +96,16 @@ def bench(
         dtype=dtype,
         kv_dtype=kv_dtype,
         numerics=numerics,
+        graphs=graphs,
         kernels=kernels,
         tuned=tuned,
         threads=threads,
     )
     options = {
         name: getattr(options, name)
-        for name in ("device", "dtype", "kv_dtype", "numerics", "kernels", "tuned", "threads")
+        for name in (
+            *("device", "dtype", "kv_dtype", "numerics", "graphs", "kernels", "tuned", "threads"),
+        )
     }
     with _model(model, synthetic, mix, keep) as path, _progress() as bar:
         rows = []

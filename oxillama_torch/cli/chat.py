@@ -13,6 +13,7 @@ from oxillama_torch.cli.open_llm import open_llm
 from oxillama_torch.cli.options import (
     ContextOption,
     DeviceOption,
+    GraphsOption,
     KernelPathOption,
     KernelsOption,
     KVDtypeOption,
@@ -80,6 +81,7 @@ def chat(
     device: DeviceOption = None,
     kv_dtype: KVDtypeOption = None,
     numerics: NumericsOption = None,
+    graphs: GraphsOption = None,
     kernels: KernelsOption = None,
     kernel_path: KernelPathOption = None,
     tuned: TunedOption = None,
@@ -93,6 +95,7 @@ def chat(
         device=device,
         kv_dtype=kv_dtype,
         numerics=numerics,
+        graphs=graphs,
         kernels=kernels,
         kernel_path=kernel_path,
         tuned=tuned,

@@ -109,8 +109,8 @@ def _shape(config: ModelConfig) -> _Rows:
 def _memory(file: GGUFFile, config: ModelConfig, kv_dtype: str) -> _Rows:
     """The plan for the two default activation dtypes."""
     plans = [
-        memory_plan(file, config, dtype=dtype, kv_dtype=kv_dtype)
-        for dtype in (torch.float32, torch.bfloat16)
+        memory_plan(file, config, dtype=dtype, kv_dtype=kv_dtype, graph_lines=lines)
+        for dtype, lines in ((torch.float32, 0), (torch.bfloat16, 64))
     ]
     context = config.context_length
     rows = {
@@ -118,6 +118,7 @@ def _memory(file: GGUFFile, config: ModelConfig, kv_dtype: str) -> _Rows:
         "keys and values, per token": [plan.kv_bytes_per_token for plan in plans],
         f"keys and values, {context:,} tokens": [p.kv_bytes_per_token * context for p in plans],
         "workspace, at most": [plan.workspace_bytes for plan in plans],
+        "CUDA graphs, at most": [plan.graph_bytes for plan in plans],
         "one request of full context": [plan.total_bytes(context) for plan in plans],
     }
     header = ("memory", "float32 (CPU)", "bfloat16 (GPU)")

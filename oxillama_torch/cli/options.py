@@ -14,6 +14,7 @@ __all__ = [
     "ContextOption",
     "DeviceOption",
     "DtypeOption",
+    "GraphsOption",
     "KVDtypeOption",
     "KernelPathOption",
     "KernelsOption",
@@ -41,6 +42,10 @@ KVDtypeOption = Annotated[
 NumericsOption = Annotated[
     str | None,
     typer.Option(help="invariant (same bits in any batch), fast, or auto (by device)."),
+]
+GraphsOption = Annotated[
+    str | None,
+    typer.Option(help="Replay decode steps as CUDA graphs: on, off or auto (on a GPU)."),
 ]
 KernelsOption = Annotated[
     str | None, typer.Option(help='Kernel rules, such as "attention=reference"; commas between.')

@@ -62,6 +62,7 @@ def profile(
         threads=threads,
         max_batch_size=1,
         prefix_cache=False,
+        graphs="off",  # kernels are looked at one by one
     )
     from oxillama_torch.bench.ceilings import measure_ceilings  # imports torch: not for --help
     from oxillama_torch.profile.html import page

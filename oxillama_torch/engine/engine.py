@@ -31,16 +31,18 @@ from oxillama_torch.engine.request import (
     RequestHandle,
     TokenEvent,
 )
-from oxillama_torch.engine.run_ahead import Flight, LineFigures, line_runner
+from oxillama_torch.engine.run_ahead import LineFigures, line_runner
 from oxillama_torch.engine.scheduler import Scheduler
 from oxillama_torch.engine.state import RequestState, ScheduledBatch, ScheduledItem
 from oxillama_torch.engine.stats import Counters
+from oxillama_torch.engine.steps import Steps
 from oxillama_torch.engine.validate import check_request
-from oxillama_torch.errors import EngineError, OxiLlamaError, RequestError, UnsupportedError
+from oxillama_torch.errors import OxiLlamaError, RequestError, UnsupportedError
 from oxillama_torch.kernels import kv_formats, registry
 from oxillama_torch.kvcache.holdings import PageManager
 from oxillama_torch.kvcache.pool import KVPool, page_bytes, plan_pages
 from oxillama_torch.lora.registry import AdapterRegistry, LoadedAdapter
+from oxillama_torch.models.memory import graph_bytes
 from oxillama_torch.sampling.constraint_matcher import ConstraintCompiler, Matcher
 from oxillama_torch.sampling.custom import find_processors
 from oxillama_torch.sampling.row import SamplingRow
@@ -107,11 +109,14 @@ class Engine:
         )
         shapes, device, size = model.kv_shapes(), model.device, config.page_size
         format = kv_formats.find(config.kv_dtype, model.dtype)
+        lines = min(config.graph_batch_size or batch_size, batch_size, config.max_batch_tokens)
+        reserved = 0 if graphs is None or config.kv_pages else graph_bytes(model.config, lines)
         num_pages = plan_pages(
             config,
             page_bytes(shapes, size, format),
             device,
             useful_tokens=batch_size * -(-context // size) * size,
+            reserved_bytes=reserved,
         )
         pages = PageManager(num_pages, size, model=fingerprint, prefix_cache=config.prefix_cache)
         self._scheduler = Scheduler(
@@ -129,14 +134,13 @@ class Engine:
             device=device,
             layers=adapters.targets.numbers if adapters is not None else {},
         )
+        self._counters = Counters()
         self._runner = ModelRunner(model, pool, builder, banned_ids)
         self._lines = None
         if graphs is not None:
-            lines = min(config.graph_batch_size or batch_size, self._scheduler.max_running)
             self._lines = line_runner(model, pool, builder, banned_ids, graphs, lines=lines)
-        self._flight: Flight | None = None
+        self._steps = Steps(self._scheduler, self._runner, self._lines, self._counters)
         self._rules = registry.active_rules()
-        self._counters = Counters()
         self._order = itertools.count()
         self._handles: dict[str, tuple[RequestState, RequestHandle]] = {}
         self._deadlines: list[tuple[float, str]] = []
@@ -275,46 +279,12 @@ class Engine:
             self._rules = registry.active_rules()
             self.forget_prefixes()
         self._events += self._expire(started)
-        batch, results = self._compute_next()
+        batch, results = self._steps.next()
         if batch.items:
             generated = self._advance(batch, results)
             self._count(batch, generated, self._clock() - started)
         events, self._events = self._events, []
         return events
-
-    def _compute_next(self) -> tuple[ScheduledBatch, Mapping[RequestState, ItemResult]]:
-        """The step that comes next, and what it brought.
-
-        Where it can be decided already, the step behind it is launched before this one is read.
-        """
-        flight, self._flight = self._flight, None
-        if flight is None:
-            batch = self._scheduler.schedule()
-            if self._lines is None or not self._lines.serves(batch):
-                return batch, self._compute(batch) if batch.items else {}
-            flight = self._launched(lambda: self._lines.launch(batch))
-            if flight is None:
-                return batch, self._compute(batch)
-        if self._lines.runs_ahead(flight):
-            after = self._scheduler.schedule_after(flight.batch)
-            if after is not None:
-                self._flight = self._launched(lambda: self._lines.launch_after(flight, after))
-        results = self._lines.collect(flight)
-        # Some may have been cancelled since it was launched.
-        left = tuple(item for item in flight.items if item.state.slot is not None)
-        return ScheduledBatch(left), results
-
-    def _launched(self, launch: Callable[[], Flight | None]) -> Flight | None:
-        """A flight; None, and a line in the log, where launching it failed."""
-        try:
-            return launch()
-        except torch.AcceleratorError:
-            raise  # every later call on this device fails too
-        except Exception:
-            self._counters.step_failures += 1
-            log.exception("a step could not be launched on lines")
-            self._lines.reset()
-            return None
 
     def _advance(self, batch: ScheduledBatch, results: Mapping[RequestState, ItemResult]) -> int:
         """Book a batch. Returns: tokens generated."""
@@ -370,30 +340,6 @@ class Engine:
                 events += self.cancel(request_id, "deadline")
         return events
 
-    def _compute(self, batch: ScheduledBatch) -> dict[RequestState, ItemResult]:
-        """Run a batch; if that raises, run its requests one by one to find the guilty one."""
-        try:
-            return self._runner.run(batch)
-        except torch.AcceleratorError:
-            raise  # every later call on this device fails too
-        except Exception as error:
-            self._counters.step_failures += 1
-            log.exception("a step of %d requests failed", len(batch.items))
-            if len(batch.items) == 1:
-                return {batch.items[0].state: _failure(error)}
-            if isinstance(error, torch.OutOfMemoryError):
-                torch.cuda.empty_cache()
-        results: dict[RequestState, ItemResult] = {}
-        for item in batch.items:
-            try:
-                results.update(self._runner.run(ScheduledBatch((item,))))
-            except torch.AcceleratorError:
-                raise
-            except Exception as error:
-                log.exception("request %s failed alone too", item.state.request.request_id)
-                results[item.state] = _failure(error)
-        return results
-
     def _fail(self, state: RequestState, error: OxiLlamaError) -> None:
         """End one request with an error; what it left in its pages must not reach another."""
         _, handle = self._handles.pop(state.request.request_id)
@@ -436,12 +382,6 @@ class Engine:
         counters.prompt_tokens += sum(
             item.count - (item.start >= item.state.prompt_tokens) for item in batch.items
         )
-
-
-def _failure(error: Exception) -> ItemResult:
-    failure = EngineError("the model failed on this request")
-    failure.__cause__ = error
-    return ItemResult(error=failure)
 
 
 def _prompt_event(state: RequestState) -> PromptEvent:

@@ -10,6 +10,7 @@ import torch
 from oxillama_torch import __version__
 from oxillama_torch.config import EngineConfig, environment
 from oxillama_torch.engine.engine import Engine, on_device
+from oxillama_torch.engine.graphs import CudaGraphs
 from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.gguf.reader import GGUFFile, read_gguf
 from oxillama_torch.kernels import kv_formats, registry
@@ -29,6 +30,7 @@ __all__ = [
     "open_model",
     "prepare_kernels",
     "resolve",
+    "uses_graphs",
     "weights_of",
 ]
 
@@ -72,6 +74,7 @@ def load_engine(
     constraints: ConstraintCompiler | None = None,
     words: Words | None = None,
     progress: Callable[[int, int], None] | None = None,
+    recording: Callable[[int, int], None] | None = None,
 ) -> Engine:
     """Load a model and make its engine. The file may be closed afterwards.
 
@@ -82,6 +85,7 @@ def load_engine(
         constraints: with the tokenizer's vocabulary; None: requests must not have any.
         words: with the tokenizer's vocabulary; None: parameters must not hold texts.
         progress: called with (bytes loaded, bytes in all).
+        recording: called with (graphs made, graphs in all), where there are any.
 
     Raises:
         GGUFError, UnsupportedError: as ``models.loader.load_model``.
@@ -97,10 +101,11 @@ def load_engine(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device, dtype, numerics = resolve(config)
+    graphs = uses_graphs(config, device)
     with on_device(device):
         model = load_model(gguf, device=device, dtype=dtype, numerics=numerics, progress=progress)
         prepare_kernels(model)
-        return Engine(
+        engine = Engine(
             model,
             config,
             eos_ids=eos_ids,
@@ -109,7 +114,22 @@ def load_engine(
             words=words,
             fingerprint=fingerprint(config, gguf),
             adapters=AdapterRegistry(Targets(model), budget_bytes=config.adapter_memory_bytes),
+            graphs=CudaGraphs(device) if graphs else None,
         )
+        with torch.inference_mode():
+            engine.capture_graphs(recording)
+        return engine
+
+
+def uses_graphs(config: EngineConfig, device: torch.device) -> bool:
+    """Whether decode steps are recorded and replayed.
+
+    Raises:
+        UnsupportedError: graphs are asked for where there is no GPU.
+    """
+    if config.graphs == "on" and device.type != "cuda":
+        raise UnsupportedError(f"graphs on {device}", ("auto", "off", "on with a GPU"))
+    return config.graphs != "off" and device.type == "cuda"
 
 
 def weights_of(model: torch.nn.Module) -> list[PackedTensor]:

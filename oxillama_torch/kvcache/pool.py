@@ -39,7 +39,12 @@ def page_bytes(shapes: Sequence[LayerShape], page_size: int, format: KVFormat) -
 
 
 def plan_pages(
-    config: EngineConfig, bytes_per_page: int, device: torch.device, *, useful_tokens: int
+    config: EngineConfig,
+    bytes_per_page: int,
+    device: torch.device,
+    *,
+    useful_tokens: int,
+    reserved_bytes: int = 0,
 ) -> int:
     """How many pages to allocate: ``kv_pages``, else by ``kv_memory_bytes``, else by free memory.
 
@@ -48,6 +53,7 @@ def plan_pages(
         bytes_per_page: as ``page_bytes`` says.
         device: where the pages will live.
         useful_tokens: more than this many tokens can never be in use at once.
+        reserved_bytes: of what is free, so much is spoken for.
 
     Raises:
         EngineError: the memory does not hold a single page.
@@ -56,7 +62,7 @@ def plan_pages(
         return config.kv_pages
     budget = config.kv_memory_bytes
     if budget is None:
-        budget = int(_free_bytes(device) * _FREE_SHARE[device.type])
+        budget = int((_free_bytes(device) - reserved_bytes) * _FREE_SHARE[device.type])
     pages = min(budget // max(bytes_per_page, 1), -(-useful_tokens // config.page_size))
     if pages < 1:
         raise EngineError(

@@ -18,7 +18,9 @@ from oxillama_torch.kernels import kv_formats
 from oxillama_torch.kernels.formats import PackedTensor
 from oxillama_torch.models.config import ModelConfig
 
-__all__ = ["MemoryPlan", "memory_plan"]
+__all__ = ["MemoryPlan", "graph_bytes", "memory_plan"]
+
+_HISTORY = 2048  # engine.decode_state.HISTORY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,15 +31,20 @@ class MemoryPlan:
         weights_bytes: packed weights, norms and biases, padding included; exact.
         kv_bytes_per_token: keys and values of one token in all layers; exact.
         workspace_bytes: activations of a step and logits; an estimate from above.
+        graph_bytes: what CUDA graphs of decode steps work on: lines of requests, and activations
+            of their own; an estimate from above. What the driver keeps of each graph is not known
+            before: ``graph_bytes`` of the engine's figures has it.
     """
 
     weights_bytes: int
     kv_bytes_per_token: int
     workspace_bytes: int
+    graph_bytes: int = 0
 
     def total_bytes(self, kv_tokens: int) -> int:
         """Everything, with pages for ``kv_tokens`` tokens of all requests together."""
-        return self.weights_bytes + self.workspace_bytes + kv_tokens * self.kv_bytes_per_token
+        working = self.workspace_bytes + self.graph_bytes
+        return self.weights_bytes + working + kv_tokens * self.kv_bytes_per_token
 
 
 def memory_plan(
@@ -48,6 +55,7 @@ def memory_plan(
     kv_dtype: str = "auto",
     max_batch_tokens: int = 512,
     max_batch_size: int = 64,
+    graph_lines: int = 0,
 ) -> MemoryPlan:
     """Plan the memory of a model before anything of it is loaded.
 
@@ -57,6 +65,7 @@ def memory_plan(
         kv_dtype: of keys and values, see EngineConfig.
         max_batch_tokens: tokens of one step.
         max_batch_size: requests of one step, each with a row of logits.
+        graph_lines: most requests of a step that is a CUDA graph; 0: there are none.
 
     Raises:
         UnsupportedError: a tensor's type has no format, or heads do not fit ``kv_dtype``.
@@ -67,7 +76,19 @@ def memory_plan(
         weights_bytes=sum(_loaded_bytes(info) for info in gguf.tensors.values()),
         kv_bytes_per_token=head_bytes * sum(layer.num_kv_heads for layer in config.layers),
         workspace_bytes=_workspace_bytes(config, max_batch_tokens, max_batch_size),
+        graph_bytes=graph_bytes(config, graph_lines) if graph_lines else 0,
     )
+
+
+def graph_bytes(config: ModelConfig, lines: int) -> int:
+    """What CUDA graphs of decode steps work on, ``MemoryPlan.graph_bytes``.
+
+    Args:
+        lines: most requests of such a step.
+    """
+    # Logits and mask by token of the vocabulary; pages, and what penalties look at.
+    line = 5 * config.vocab_size + config.context_length // 4 + 12 * _HISTORY
+    return lines * line + _workspace_bytes(config, lines, lines)
 
 
 def _loaded_bytes(info: TensorInfo) -> int:
