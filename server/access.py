@@ -15,6 +15,7 @@ from oxillama_torch.errors import RequestError
 from oxillama_torch.server.internal import CALLER
 from oxillama_torch.server.keys import KeyRing, fingerprint_of
 from oxillama_torch.server.limits import Limiter, Limits
+from oxillama_torch.server.store.owner import SERVER, Owner, act_for
 from oxillama_torch.server.web_tokens import Claims, TokenVerifier, needed_scope
 
 __all__ = ["PUBLIC_PATHS", "Access"]
@@ -57,9 +58,12 @@ class Access:
     def admit(self, request: Request) -> None:
         """Let a request pass; leaves its holder and allowance in ``flask.g``.
 
+        From here on its thread acts for the owner that the credential stands for.
+
         Raises:
             RequestError: 401, 403, or 429 where there are limits.
         """
+        act_for(None)
         path = request.path
         if path in PUBLIC_PATHS:
             return
@@ -69,16 +73,18 @@ class Access:
         token = _credential(request)
         if path.startswith("/admin/"):
             g.holder = self._administrator(request, token)
+            act_for(SERVER)
             return
         if not self.needs_key and self._is_smuggled(request):
             raise _forbidden("Pages of this origin may not use this server.")
         peer = f"ip:{request.remote_addr}"
         try:
-            g.holder, limits = self._holder(request, token, peer)
+            g.holder, limits, owner = self._holder(request, token, peer)
         except RequestError:
             # Guessing keys is limited as well.
             self._limiter.allowance(peer).admit()
             raise
+        act_for(owner)
         if path not in _UNLIMITED_PATHS:
             g.allowance = self._limiter.allowance(g.holder, limits)
             g.allowance.admit()
@@ -86,6 +92,7 @@ class Access:
     def _admit_internal(self, caller: dict[str, Any]) -> None:
         """What the server does in a caller's name has his limits, and ends with his key."""
         g.holder, limits = caller["holder"], None
+        act_for(caller["owner"])
         if caller["by_key"]:
             key = self._keys.with_id(g.holder)
             if key is None:
@@ -94,19 +101,20 @@ class Access:
         g.allowance = self._limiter.allowance(g.holder, limits)
         g.allowance.admit()
 
-    def _holder(self, request: Request, token: str, peer: str) -> tuple[str, Limits | None]:
+    def _holder(self, request: Request, token: str, peer: str) -> tuple[str, Limits | None, Owner]:
+        """Who asks, what he may use up, and whose objects he reaches."""
         if (claims := self._claims(token)) is not None:
             _check_scope(claims, request)
-            return claims.holder, None
+            return claims.holder, None, f"token:{claims.holder}"
         if self._keys.in_use:
             key = self._keys.find(token)
             if key is None:
                 raise _unknown_key()
             g.by_key = True
-            return key.id, key.limits
+            return key.id, key.limits, key.owner
         if self._verifier is not None:
             raise _unknown_key()
-        return peer, None
+        return peer, None, None
 
     def _administrator(self, request: Request, token: str) -> str:
         """The admin token, or a web token with the scope; where there is no admin token, a peer on

@@ -9,6 +9,7 @@ from flask import Flask, g
 from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 from oxillama_torch.server.priority import BACKGROUND, priority
+from oxillama_torch.server.store.owner import acting_for, current_owner
 
 __all__ = ["CALLER", "Outcome", "call", "this_caller"]
 
@@ -29,7 +30,7 @@ class Outcome:
 
 def this_caller() -> dict[str, Any]:
     """Who makes the current request, for work that is done in his name later."""
-    return {"holder": g.holder, "by_key": g.get("by_key", False)}
+    return {"holder": g.holder, "by_key": g.get("by_key", False), "owner": current_owner()}
 
 
 def call(app: Flask, path: str, body: bytes, caller: dict[str, Any]) -> Outcome:
@@ -44,7 +45,7 @@ def call(app: Flask, path: str, body: bytes, caller: dict[str, Any]) -> Outcome:
     finally:
         builder.close()
     environ[CALLER] = caller
-    with priority(BACKGROUND):
+    with priority(BACKGROUND), acting_for(caller["owner"]):
         pieces, status, headers = run_wsgi_app(app.wsgi_app, environ, buffered=True)
     return Outcome(
         int(status.split(" ", 1)[0]),

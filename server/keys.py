@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 _CHECK_INTERVAL_S = 1.0
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _LIMIT = re.compile(r"(requests|tokens)=([1-9][0-9]{0,11})")
+_OWNER = re.compile(r"owner=([\w.@-]{1,64})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +33,22 @@ class Key:
     Args:
         digest: SHA-256 of the key: of one length whatever the key's, and nothing to steal.
         limits: its own limits per minute, or None.
+        name: whose objects it reaches; None: it reaches its own alone.
     """
 
     digest: bytes
     limits: Limits | None = None
+    name: str | None = None
 
     @property
     def id(self) -> str:
         """Names the key in logs without telling it."""
         return fingerprint_of(self.digest)
+
+    @property
+    def owner(self) -> str:
+        """Whose the objects are that are made with this key."""
+        return f"key:{self.id}" if self.name is None else f"name:{self.name}"
 
 
 def fingerprint_of(digest: bytes) -> str:
@@ -51,8 +59,9 @@ def fingerprint_of(digest: bytes) -> str:
 class KeyRing:
     """The keys that are accepted now. Thread-safe.
 
-    Lines of the file: ``KEY [requests=N] [tokens=N]``, limits per minute. ``sha256:HEX`` in place
-    of a key keeps it out of the file; blank lines and those that start with ``#`` are skipped.
+    Lines of the file: ``KEY [requests=N] [tokens=N] [owner=NAME]``, limits per minute; keys of one
+    owner reach the same objects. ``sha256:HEX`` in place of a key keeps it out of the file; blank
+    lines and those that start with ``#`` are skipped.
 
     Args:
         keys: accepted whatever the file says.
@@ -142,9 +151,14 @@ def _parse(line: str, where: str) -> Key:
     given = _DIGEST.fullmatch(secret)
     digest = bytes.fromhex(given[1]) if given else sha256(secret.encode()).digest()
     limits: dict[str, int] = {}
+    name = None
     for setting in settings:
         match = _LIMIT.fullmatch(setting)
-        if match is None or match[1] in limits:
-            raise UnsupportedError(where, ("KEY [requests=N] [tokens=N]",))
-        limits[match[1]] = int(match[2])
-    return Key(digest, Limits(**limits) if limits else None)
+        named = _OWNER.fullmatch(setting)
+        if match is not None and match[1] not in limits:
+            limits[match[1]] = int(match[2])
+        elif named is not None and name is None:
+            name = named[1]
+        else:
+            raise UnsupportedError(where, ("KEY [requests=N] [tokens=N] [owner=NAME]",))
+    return Key(digest, Limits(**limits) if limits else None, name)

@@ -102,6 +102,7 @@ def find_run(session: Session, thread_id: str, run_id: str) -> RunRow:
     Raises:
         RequestError: 404.
     """
+    find_thread(session, thread_id)
     return fetch(session, RunRow, run_id, "run", thread_id=thread_id)
 
 

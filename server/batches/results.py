@@ -79,6 +79,7 @@ def finish(
                     filename=f"{batch_id}_{name}.jsonl",
                     purpose="batch_output",
                     lifetime_s=row.options.get("output_lifetime_s"),
+                    owner=row.owner,
                 )
                 ids[f"{name}_file_id"] = file.id
         drop_lines(session, batch_id)

@@ -33,6 +33,7 @@ from oxillama_torch.server.batches.results import finish
 from oxillama_torch.server.internal import Outcome, call
 from oxillama_torch.server.store.errors import StoreError
 from oxillama_torch.server.store.files import delete_unnamed
+from oxillama_torch.server.store.owner import SERVER, act_for, acting_for
 from oxillama_torch.server.store.store import Store
 from oxillama_torch.server.store.tables_files import BatchRow
 
@@ -94,7 +95,7 @@ class BatchRunner:
 
     def resume(self) -> None:
         """Take up every batch that has not ended: at start."""
-        with self._store.read() as session:
+        with acting_for(SERVER), self._store.read() as session:
             unfinished = BatchRow.status.in_(UNFINISHED)
             rows = session.scalars(select(BatchRow).where(unfinished).order_by(BatchRow.seq))
             for row in rows.all():
@@ -136,7 +137,9 @@ class BatchRunner:
         while self._waiting and len(self._active) < _MOST_ACTIVE:
             batch = self._waiting.popleft()
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._lines, thread_name_prefix="batch-line")
+                self._pool = ThreadPoolExecutor(
+                    self._lines, "batch-line", initializer=act_for, initargs=(SERVER,)
+                )
             thread = threading.Thread(
                 target=self._run, args=(batch,), name=f"batch {batch.id[-8:]}", daemon=True
             )
@@ -144,6 +147,7 @@ class BatchRunner:
             thread.start()
 
     def _run(self, batch: _Batch) -> None:
+        act_for(SERVER)
         try:
             while not self._closing.is_set():
                 try:

@@ -28,6 +28,7 @@ from oxillama_torch.server.responses.create import Draft, draft, launch
 from oxillama_torch.server.responses.event_log import LogStream
 from oxillama_torch.server.responses.runner import ResponseJob
 from oxillama_torch.server.schemas.responses import ResponseBody
+from oxillama_torch.server.store.owner import act_for, current_owner
 from oxillama_torch.server.websocket import Channel, serve_websocket
 
 __all__ = ["blueprint"]
@@ -90,6 +91,7 @@ class _Connection:
     def __init__(self, services: Services, channel: Channel) -> None:
         self._services, self._channel = services, channel
         self._app = current_app._get_current_object()
+        self._owner = current_owner()
         # Messages have accounts of their own.
         self._allowance, g.meter.allowance = g.meter.allowance, None
         self._lanes: dict[str | None, _Lane] = {}
@@ -185,6 +187,7 @@ class _Connection:
             lane.thread.start()
 
     def _work_off(self, lane: _Lane, stream_id: str | None) -> None:
+        act_for(self._owner)
         with self._app.app_context():
             while True:
                 if lane.job is not None:

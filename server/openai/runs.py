@@ -90,6 +90,8 @@ def _add_reading(routes: Blueprint) -> None:
     @routes.post("/v1/threads/<thread_id>/runs/<run_id>")
     def modify(thread_id: str, run_id: str) -> Response:
         body = parsed(MetadataBody)
+        with _store().read() as session:
+            find_run(session, thread_id, run_id)
         job = _runner().find(run_id)
         if job is not None and body.metadata is not None:
             with job.lock:

@@ -16,6 +16,7 @@ from oxillama_torch.server.pool import Services
 from oxillama_torch.server.responses.items import items_page
 from oxillama_torch.server.schemas.chat import ChatBody
 from oxillama_torch.server.schemas.conversations import MetadataChange
+from oxillama_torch.server.store.owner import acting_for, current_owner
 from oxillama_torch.server.store.paging import fetch, page
 from oxillama_torch.server.store.store import Store
 from oxillama_torch.server.store.tables import CompletionRow
@@ -34,7 +35,7 @@ def keep_completion(
     form: _Form, body: ChatBody, messages: Sequence[Mapping[str, Any]]
 ) -> Callable[[], Future]:
     """What stores a completion once it has been generated."""
-    store = _store()
+    store, owner = _store(), current_owner()
 
     def keep() -> Future:
         completion = {**form.completion(), "metadata": body.metadata or {}}
@@ -54,7 +55,8 @@ def keep_completion(
                 )
             )
 
-        return store.submit(write)
+        with acting_for(owner):  # the thread that delivers streams is nobody's
+            return store.submit(write)
 
     return keep
 

@@ -118,4 +118,5 @@ def _store() -> Store:
 
 
 def _find(session: Session, thread_id: str, message_id: str) -> MessageRow:
+    find_thread(session, thread_id)
     return fetch(session, MessageRow, message_id, "message", thread_id=thread_id)

@@ -18,6 +18,7 @@ from oxillama_torch.server.responses.keeping import find_item, history, save_fin
 from oxillama_torch.server.responses.runner import ResponseJob, Save
 from oxillama_torch.server.schemas.responses import ResponseBody
 from oxillama_torch.server.service import Service
+from oxillama_torch.server.store.owner import current_owner
 from oxillama_torch.server.store.store import Store
 from oxillama_torch.server.turn import Turn, start_turn
 
@@ -183,10 +184,11 @@ def launch(made: Draft, store: Store, *, streamed: bool, warm: bool = False) -> 
 def _saving(made: Draft, store: Store) -> Save | None:
     if not made.body.stored:
         return None
+    owner = current_owner()
 
     def save(job: ResponseJob):
         events = job.events() if made.response["background"] else None
-        return save_finished(store, made.response, made.items, made.request, events)
+        return save_finished(store, owner, made.response, made.items, made.request, events)
 
     return save
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
 
 from oxillama_torch.errors import RequestError
+from oxillama_torch.server.store.owner import SERVER, Owner, acting_for, is_own
 from oxillama_torch.server.store.paging import fetch, valid_id
 from oxillama_torch.server.store.store import Store
 from oxillama_torch.server.store.tables import ConversationRow, ItemRow, ResponseRow
@@ -40,9 +41,14 @@ def find_response(session: Session, response_id: str) -> ResponseRow:
 
 
 def find_item(session: Session, item_id: str) -> Item | None:
-    """An item that some response has produced or a conversation holds."""
+    """An item that one of the session's responses has produced or its conversations hold."""
     query = select(ItemRow).where(ItemRow.id == item_id).order_by(ItemRow.seq).limit(1)
-    row = session.scalar(query) if valid_id(item_id) else None
+    owner = session.info["owner"]
+    own = (
+        select(table.id).where(table.id == ItemRow.parent_id, is_own(table, owner)).exists()
+        for table in (ResponseRow, ConversationRow)
+    )
+    row = session.scalar(query.where(or_(*own))) if valid_id(item_id) else None
     return None if row is None else row.data
 
 
@@ -57,7 +63,8 @@ def history(session: Session, previous_id: str | None, conversation_id: str | No
         return _conversation_items(session, conversation_id)
     turns: list[list[Item]] = []
     while previous_id is not None:
-        row = session.get(ResponseRow, previous_id) if valid_id(previous_id) else None
+        query = select(ResponseRow).where(ResponseRow.id == previous_id)
+        row = session.scalar(query) if valid_id(previous_id) else None
         if row is None:
             raise _no_previous(previous_id)
         if row.status in ("queued", "in_progress"):
@@ -127,7 +134,12 @@ def save_queued(store: Store, response: dict, items: list[Item], request: dict) 
 
 
 def save_finished(
-    store: Store, response: dict, items: list[Item], request: dict, events: bytes | None
+    store: Store,
+    owner: Owner,
+    response: dict,
+    items: list[Item],
+    request: dict,
+    events: bytes | None,
 ) -> Future:
     """Keep a response that has ended; the future is done when that is on the disk."""
 
@@ -136,7 +148,7 @@ def save_finished(
         if row is None:
             if response["background"]:
                 return  # It has been deleted.
-            row = ResponseRow(id=response["id"], input=items, request=request)
+            row = ResponseRow(id=response["id"], owner=owner, input=items, request=request)
             session.add(row)
         row.created_at = response["created_at"]
         row.status, row.data, row.events = response["status"], response, events
@@ -147,7 +159,8 @@ def save_finished(
         if conversation is not None and session.get(ConversationRow, conversation) is not None:
             add_items(session, conversation, [*items, *response["output"]])
 
-    return store.submit(write)
+    with acting_for(SERVER):  # this thread is nobody's
+        return store.submit(write)
 
 
 def cancel_unstarted(store: Store, response_id: str) -> None:

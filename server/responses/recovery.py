@@ -15,6 +15,7 @@ from oxillama_torch.server.responses.create import draft, launch
 from oxillama_torch.server.responses.runner import ResponseRunner
 from oxillama_torch.server.schemas.responses import ResponseBody
 from oxillama_torch.server.store.errors import StoreError
+from oxillama_torch.server.store.owner import SERVER, act_for, acting_for
 from oxillama_torch.server.store.store import Store
 from oxillama_torch.server.store.tables import ResponseRow
 
@@ -40,7 +41,7 @@ class Recovery:
 
     def start(self) -> None:
         """Look for unfinished responses."""
-        with self._store.read() as session:
+        with acting_for(SERVER), self._store.read() as session:
             query = select(ResponseRow.id).where(ResponseRow.status.in_(UNFINISHED))
             ids = list(session.scalars(query.order_by(ResponseRow.seq)))
         if ids:
@@ -56,6 +57,7 @@ class Recovery:
             self._thread.join()
 
     def _resume_all(self, ids: list[str]) -> None:
+        act_for(SERVER)
         for response_id in ids:
             try:
                 self._resume(response_id)
@@ -86,7 +88,7 @@ class Recovery:
 
     def _launch(self, row: ResponseRow) -> None:
         body = ResponseBody.parse(row.request)
-        with self._services.lease(body.model) as found:
+        with self._services.lease(body.model) as found, acting_for(row.owner):
             made = draft(body, found, self._store)
             made.items = row.input
             made.response |= {"id": row.id, "created_at": row.created_at}

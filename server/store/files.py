@@ -10,6 +10,7 @@ from sqlalchemy import Column, select
 from sqlalchemy.orm import Session
 
 from oxillama_torch.errors import RequestError
+from oxillama_torch.server.store.owner import SERVER, acting_for
 from oxillama_torch.server.store.paging import fetch
 from oxillama_torch.server.store.store import Store
 from oxillama_torch.server.store.tables import Base
@@ -26,8 +27,9 @@ def add_file(
     filename: str,
     purpose: str,
     lifetime_s: int | None = None,
+    **columns: str | None,
 ) -> FileRow:
-    """Write the row of a file whose blob is there."""
+    """Write the row of a file whose blob is there; ``columns``: its owner, if not the session's."""
     now = int(time.time())
     expires_at = None if lifetime_s is None else now + lifetime_s
     data = {
@@ -48,6 +50,7 @@ def add_file(
         blob=blob,
         purpose=purpose,
         expires_at=expires_at,
+        **columns,
     )
     session.add(row)
     return row
@@ -78,26 +81,27 @@ def delete_file(store: Store, file_id: str) -> None:
 
 
 def delete_unnamed(store: Store, blob: str) -> None:
-    """Delete a blob, unless something names it."""
-    with store.read() as session:
+    """Delete a blob, unless something names it, whoever that belongs to."""
+    with acting_for(SERVER), store.read() as session:
         if _named(session, blob):
             return
     store.blobs.delete(blob)
 
 
 def expire_files(store: Store) -> None:
-    """Delete the files whose time has come."""
-    with store.read() as session:
-        late = FileRow.expires_at <= int(time.time())
-        ids = session.scalars(select(FileRow.id).where(late)).all()
-    for file_id in ids:
-        with contextlib.suppress(RequestError):  # somebody was faster
-            delete_file(store, file_id)
+    """Delete the files whose time has come, whoever they belong to."""
+    with acting_for(SERVER):
+        with store.read() as session:
+            late = FileRow.expires_at <= int(time.time())
+            ids = session.scalars(select(FileRow.id).where(late)).all()
+        for file_id in ids:
+            with contextlib.suppress(RequestError):  # somebody was faster
+                delete_file(store, file_id)
 
 
 def sweep_blobs(store: Store) -> None:
     """Delete blobs that nothing names: their rows were never written. Only while nobody uploads."""
-    with store.read() as session:
+    with acting_for(SERVER), store.read() as session:
         named = {blob for column in _columns() for blob in session.scalars(select(column))}
     for blob in set(store.blobs.ids()) - named:
         store.blobs.delete(blob)

@@ -24,6 +24,7 @@ from oxillama_torch.server.store import schema
 from oxillama_torch.server.store.blobs import Blobs
 from oxillama_torch.server.store.database import open_engines, parse_url, reason_of
 from oxillama_torch.server.store.errors import StoreError
+from oxillama_torch.server.store.owner import current_owner, restrict
 from oxillama_torch.server.store.tables import Base
 from oxillama_torch.server.store.writer import Writer
 
@@ -84,13 +85,14 @@ class Store:
 
     def submit(self, function: Callable[[Session], T]) -> Future[T]:
         """As ``write``, without waiting. The future's callbacks run on the writing thread."""
-        return self._writer.submit(function)
+        return self._writer.submit(function, current_owner())
 
     def write(self, function: Callable[[Session], T]) -> T:
         """Run ``function(session)`` and return its result once its changes are on the disk.
 
-        It may be run again, when the database or another function of its group fails: so it must
-        change nothing but rows.
+        The session belongs to whom this thread acts for, as that of ``read``. The function may be
+        run again, when the database or another function of its group fails: so it must change
+        nothing but rows.
 
         Raises:
             what it raises: its changes alone are undone. StoreError: locked, full, gone.
@@ -104,11 +106,14 @@ class Store:
     def read(self) -> Iterator[Session]:
         """A session for reading; rows stay usable after the block.
 
+        It finds what belongs to whom this thread acts for: see ``store.owner``.
+
         Raises:
             StoreError: locked, gone.
         """
         try:
             with Session(self._reading, expire_on_commit=False) as session:
+                restrict(session, current_owner())
                 yield session
         except (OperationalError, InterfaceError, PoolTimeout) as error:
             raise StoreError(reason_of(error)) from error

@@ -8,7 +8,15 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, LargeBinary
 from sqlalchemy.orm import DeclarativeBase, Mapped, deferred, mapped_column
 
-__all__ = ["Base", "CompletionRow", "ConversationRow", "ItemRow", "ResponseRow", "Row"]
+__all__ = [
+    "Base",
+    "CompletionRow",
+    "ConversationRow",
+    "ItemRow",
+    "OwnedRow",
+    "ResponseRow",
+    "Row",
+]
 
 
 class Base(DeclarativeBase):
@@ -32,7 +40,18 @@ class Row(Base):
     data: Mapped[dict[str, Any]]
 
 
-class ResponseRow(Row):
+class OwnedRow(Row):
+    """What can be asked for by its id alone: ``owner`` is whose it is, see ``store.owner``.
+
+    Other rows belong to one of these and are asked for through it.
+    """
+
+    __abstract__ = True
+
+    owner: Mapped[str | None] = mapped_column(index=True)
+
+
+class ResponseRow(OwnedRow):
     """A response: ``data`` is the response object.
 
     ``input`` holds its own input items, ``request`` the body it was created with, ``events`` the
@@ -48,7 +67,7 @@ class ResponseRow(Row):
     events: Mapped[bytes | None] = deferred(mapped_column(LargeBinary))
 
 
-class ConversationRow(Row):
+class ConversationRow(OwnedRow):
     """A conversation: ``data`` is the conversation object."""
 
     __tablename__ = "conversations"
@@ -65,7 +84,7 @@ class ItemRow(Row):
     parent_id: Mapped[str] = mapped_column(primary_key=True)
 
 
-class CompletionRow(Row):
+class CompletionRow(OwnedRow):
     """A stored chat completion: ``data`` is the completion, ``messages`` what it answers."""
 
     __tablename__ = "chat_completions"

@@ -7,18 +7,18 @@ from typing import Any
 from sqlalchemy import BigInteger
 from sqlalchemy.orm import Mapped, mapped_column
 
-from oxillama_torch.server.store.tables import Row
+from oxillama_torch.server.store.tables import OwnedRow, Row
 
 __all__ = ["AssistantRow", "MessageRow", "RunRow", "StepRow", "ThreadRow"]
 
 
-class AssistantRow(Row):
+class AssistantRow(OwnedRow):
     """An assistant: ``data`` is the assistant object."""
 
     __tablename__ = "assistants"
 
 
-class ThreadRow(Row):
+class ThreadRow(OwnedRow):
     """A thread: ``data`` is the thread object."""
 
     __tablename__ = "threads"

@@ -7,12 +7,12 @@ from typing import Any
 from sqlalchemy import BigInteger, ForeignKey, LargeBinary
 from sqlalchemy.orm import Mapped, mapped_column
 
-from oxillama_torch.server.store.tables import Base, Row
+from oxillama_torch.server.store.tables import Base, OwnedRow
 
 __all__ = ["BatchLineRow", "BatchRow", "FileRow"]
 
 
-class FileRow(Row):
+class FileRow(OwnedRow):
     """A file: ``data`` is the file object, ``blob`` names its content."""
 
     __tablename__ = "files"
@@ -22,7 +22,7 @@ class FileRow(Row):
     expires_at: Mapped[int | None] = mapped_column(BigInteger, index=True)
 
 
-class BatchRow(Row):
+class BatchRow(OwnedRow):
     """A batch: ``data`` is the batch object.
 
     ``blob`` is the content of its input file, which may be deleted meanwhile. ``options`` is what

@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session
 
 from oxillama_torch.server.store.database import reason_of
 from oxillama_torch.server.store.errors import StoreError
+from oxillama_torch.server.store.owner import Owner, restrict
 
 __all__ = ["PATIENCE_S", "Writer"]
 
@@ -43,6 +44,7 @@ class _CommitFailed(Exception):  # noqa: N818 (only passed on)
 @dataclass(slots=True)
 class _Job:
     function: Callable[[Session], Any]
+    owner: Owner
     future: Future = field(default_factory=Future)
     deadline: float = field(default_factory=lambda: time.monotonic() + PATIENCE_S)
 
@@ -64,14 +66,14 @@ class Writer:
         self._closed = False
         self.failed: str | None = None
 
-    def submit(self, function: Callable[[Session], Any]) -> Future:
+    def submit(self, function: Callable[[Session], Any], owner: Owner = None) -> Future:
         """Have ``function`` run; its future is done when its changes are on the disk.
 
-        It may be run again, when the database or another function of its group fails: so it must
-        change nothing but rows. What it raises is raised by the future, and undoes its changes
-        alone.
+        Its session finds the rows of ``owner``. It may be run again, when the database or another
+        function of its group fails: so it must change nothing but rows. What it raises is raised
+        by the future, and undoes its changes alone.
         """
-        job = _Job(function)
+        job = _Job(function, owner)
         with self._lock:
             if self._closed or self.failed:
                 job.future.set_exception(StoreError(self.failed or "it is closed"))
@@ -153,7 +155,10 @@ class Writer:
             raise StoreError(self.failed)  # also for what was waiting when it failed
         with Session(self._engine, expire_on_commit=False) as session:
             event.listen(session, "before_flush", self._number)
-            results = [job.function(session) for job in jobs]
+            results = []
+            for job in jobs:
+                restrict(session, job.owner)
+                results.append(job.function(session))
             session.flush()
             try:
                 session.commit()

@@ -334,7 +334,7 @@ def test_goes_on_after_a_restart(make_app, llm, monkeypatch, store_settings):
 
 def test_lines_have_the_limits_of_their_caller_and_end_with_his_key(make_app, tmp_path):
     keys = tmp_path / "keys"
-    keys.write_text("mine requests=30\nother\n")
+    keys.write_text("mine requests=30 owner=us\nother owner=us\n")
     app = make_app(api_key_file=keys)
     headers = {"Authorization": "Bearer mine"}
     app.test_client_class = type(
@@ -353,7 +353,7 @@ def test_lines_have_the_limits_of_their_caller_and_end_with_his_key(make_app, tm
     wait_for(lambda: counts()["completed"] >= 27, "no line is run")
     time.sleep(0.3)
     assert counts()["completed"] <= 29 and counts()["failed"] == 0
-    keys.write_text("other\n")
+    keys.write_text("other owner=us\n")
     wait_for(lambda: counts()["failed"] > 0, "the lines of a key that is gone are run")
 
 
