@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 
 import gguf
@@ -67,3 +68,22 @@ def assert_close() -> Callable[..., None]:
     ``rounding`` is the relative error each product of a sum may have: float32 accumulation.
     """
     return _assert_close
+
+
+@pytest.fixture
+def ordered_dots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreted ``tl.dot`` adds over K in one order whatever the tile's width, as a GPU does.
+
+    The interpreter calls numpy, whose BLAS sums tiles of different widths differently on some CPUs.
+    """
+    if torch.cuda.is_available():
+        return
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+
+    def create_dot(_builder, a, b, d, *_precision):
+        total = np.zeros(d.data.shape, d.data.dtype)
+        for k in range(a.data.shape[1]):
+            total += a.data[:, k, None] * b.data[k]
+        return interpreter.TensorHandle(total + d.data, d.dtype.scalar)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)

@@ -90,6 +90,7 @@ def test_gated_pair_in_integers(type_name, features, pack, activations):
 
 
 @pytest.mark.interpret
+@pytest.mark.usefixtures("ordered_dots")
 @pytest.mark.parametrize("rules", ["", "triton.invariant"])
 def test_invariant_bits_are_those_of_single_products(rules, pack, activations):
     """As they must be: a step with adapters computes the products one by one."""
