@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from oxillama_torch.cli.bench_kernels import bench_kernels, compare_runs
+from oxillama_torch.cli.bench_model import (
+    KeepOption,
+    MixOption,
+    SyntheticOption,
+    model_file,
+    print_table,
+    progress_bar,
+)
 from oxillama_torch.cli.bench_serve import bench_serve
+from oxillama_torch.cli.bench_sides import bench_e2e, bench_peers
 from oxillama_torch.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -24,8 +30,6 @@ from oxillama_torch.cli.options import (
     TunedOption,
     engine_config,
 )
-from oxillama_torch.config import demo_model_path
-from oxillama_torch.errors import UnsupportedError
 
 __all__ = ["app"]
 
@@ -53,16 +57,9 @@ app = typer.Typer(invoke_without_command=True)
 def bench(
     context: typer.Context,
     model: ModelOption = None,
-    synthetic: Annotated[
-        str | None,
-        typer.Option(help="Time random weights of this shape instead: tiny, 1.1b or 8b."),
-    ] = None,
-    mix: Annotated[
-        str, typer.Option(help="Types of the synthetic weights: q4_k_m, q8_0 or q4_0.")
-    ] = "q4_k_m",
-    keep: Annotated[
-        Path | None, typer.Option(help="Write the synthetic file here and keep it.")
-    ] = None,
+    synthetic: SyntheticOption = None,
+    mix: MixOption = "q4_k_m",
+    keep: KeepOption = None,
     prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", "-p", min=1)] = 128,
     new_tokens: Annotated[int, typer.Option("--new-tokens", "-n", min=2)] = 32,
     batch_size: Annotated[
@@ -86,8 +83,6 @@ def bench(
     """Time a model: prefill and decode in tokens per second, and the first token."""
     if context.invoked_subcommand is not None:
         return
-    if model is not None and synthetic is not None:
-        raise UnsupportedError("--model together with --synthetic", ("one of them",))
     from oxillama_torch.bench import end_to_end, report  # imports torch: not for --help
 
     options = engine_config(
@@ -107,7 +102,7 @@ def bench(
             *("device", "dtype", "kv_dtype", "numerics", "graphs", "kernels", "tuned", "threads"),
         )
     }
-    with _model(model, synthetic, mix, keep) as path, _progress() as bar:
+    with model_file(model, synthetic, mix, keep) as path, progress_bar() as bar:
         rows = []
         for size in batch_size or [1]:
             task = bar.add_task(f"{path.name}, batch of {size}", total=None)
@@ -125,57 +120,13 @@ def bench(
                 )
             )
     columns = _COLUMNS | (_ADAPTER_COLUMNS if adapters else {})
-    _print(report.machine(), report.as_table(rows, columns))
+    print_table(report.machine(), report.as_table(rows, columns))
     if json is not None:
         report.write_json(json, rows)
-
-
-@contextmanager
-def _model(
-    model: Path | None, synthetic: str | None, mix: str, keep: Path | None
-) -> Iterator[Path]:
-    """The file to time; a synthetic one is deleted afterwards unless ``keep`` names it."""
-    if synthetic is None:
-        path = model if model is not None else demo_model_path()
-        if not path.exists():
-            raise FileNotFoundError(2, "no such model file", str(path))
-        yield path
-        return
-    from oxillama_torch.bench.synthetic import write_synthetic
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = keep if keep is not None else Path(folder) / f"{synthetic}-{mix}.gguf"
-        with _progress() as bar:
-            task = bar.add_task(f"writing {path.name}", total=None)
-            write_synthetic(
-                path,
-                synthetic,
-                mix,
-                progress=lambda n, total: bar.update(task, completed=n, total=total),
-            )
-        yield path
-
-
-def _progress():
-    """A progress bar on stderr that leaves nothing behind."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    return Progress(console=Console(stderr=True), transient=True)
-
-
-def _print(machine: dict, cells: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*cells[0], box=None)
-    for row in cells[1:]:
-        table.add_row(*row)
-    console = Console(soft_wrap=True)
-    console.print(table)
-    console.print(", ".join(f"{name} {value}" for name, value in machine.items()), style="dim")
 
 
 app.command("kernels")(bench_kernels)
 app.command("compare")(compare_runs)
 app.command("serve")(bench_serve)
+app.command("e2e")(bench_e2e)
+app.command("peers")(bench_peers)
