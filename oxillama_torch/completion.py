@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass, replace
 from oxillama_torch.chat.prompt import Prompt
 from oxillama_torch.chat.reply import Assembly, PlainReply, ReplyFormat
 from oxillama_torch.chat.tool import ToolCall
+from oxillama_torch.engine.outbox import Outbox
 from oxillama_torch.engine.request import (
     ErrorEvent,
     Event,
@@ -173,7 +173,8 @@ class Collector:
 
     def __init__(self, engine: EngineThread, tokenizer: Tokenizer) -> None:
         self._engine, self._tokenizer = engine, tokenizer
-        self._events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
+        self._outbox = Outbox()
+        self._numbers: dict[str, int] = {}
         self._open: dict[int, _Open] = {}
         self._formats: dict[int, ReplyFormat] = {}
 
@@ -204,7 +205,7 @@ class Collector:
         self._submit(0, request)
         try:
             while self._open:
-                piece = self._open[0].take(self._events.get()[1])
+                piece = self._open[0].take(self._next()[1])
                 if piece is not None:
                     if piece.finish_reason is not None:
                         self._end(0)
@@ -220,7 +221,7 @@ class Collector:
                 self._submit_some(waiting)
                 left = False
                 while self._open and not (waiting and left):
-                    index, event = self._events.get()
+                    index, event = self._next()
                     # A request that has begun or ended makes room in the inbox.
                     left = not isinstance(event, TokenEvent)
                     if index not in self._open:
@@ -243,8 +244,13 @@ class Collector:
                     return
                 time.sleep(_RETRY_S)
 
+    def _next(self) -> tuple[int, Event]:
+        handle, event = self._outbox.get()
+        return self._numbers[handle.request_id], event
+
     def _submit(self, index: int, request: GenerationRequest) -> None:
-        handle = self._engine.submit(request, lambda _, event: self._events.put((index, event)))
+        handle = self._engine.submit(request, self._outbox)
+        self._numbers[request.request_id] = index
         self._open[index] = _Open(handle, self._tokenizer, self._formats.get(index))
 
     def _end(self, index: int) -> _Open:

@@ -4,21 +4,27 @@
     python scripts/bench_streams.py --streams 1000 --rate 50 --seconds 15
 
 The server's process has the real worker, output thread, tokenizer and routes; in place of the
-model an engine that gives every stream a token, ``--rate`` times a second. Reported: how much of
-that pace is kept (against the same engine with nobody listening), the gaps between a stream's
-tokens as its client sees them, and memory per stream. The client is a process of its own.
+model an engine that gives every stream a token, ``--rate`` times a second. Measured once all
+streams are open: the engine's pace and the tokens that arrive (against the same engine with nobody
+listening), the gaps between a stream's pieces as its client sees them, processor time of both
+sides, and memory per stream. The client is a process of its own and shares the processors.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
-import selectors
+import select
 import socket
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
+from array import array
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -28,6 +34,7 @@ import psutil  # noqa: E402
 from flask import Flask  # noqa: E402
 
 from oxillama_torch.config import EngineConfig, ServerConfig, demo_model_path  # noqa: E402
+from oxillama_torch.engine.outbox import Delivery, Outbox, deliver  # noqa: E402
 from oxillama_torch.engine.request import (  # noqa: E402
     FinishEvent,
     PromptEvent,
@@ -41,6 +48,7 @@ from oxillama_torch.server.service import Service  # noqa: E402
 from oxillama_torch.tokenizer.tokenizer import Tokenizer  # noqa: E402
 
 _TOKEN = 300
+_OPEN_S, _SETTLE_S = 60.0, 2.0
 
 
 class PacedEngine:
@@ -48,16 +56,16 @@ class PacedEngine:
 
     alive, max_context, vocab_size, adapters, pooling = True, 100_000, 1000, None, None
 
-    def __init__(self, rate: float) -> None:
-        self._period = 1 / rate
+    def __init__(self, rate: float, steps: Synchronized | None = None) -> None:
+        self._period, self._shared = 1 / rate, steps
         self._handles: dict[str, RequestHandle] = {}
         self._counts: dict[str, int] = {}
         self._lock = threading.Lock()
         self.steps = 0
         threading.Thread(target=self._run, daemon=True).start()
 
-    def submit(self, request, sink=None) -> RequestHandle:
-        handle = RequestHandle(request, self.cancel, sink)
+    def submit(self, request, outbox=None) -> RequestHandle:
+        handle = RequestHandle(request, self.cancel, outbox)
         handle.put(PromptEvent(len(request.prompt_token_ids), 0))
         with self._lock:
             self._counts[request.request_id] = 0
@@ -79,25 +87,29 @@ class PacedEngine:
         while self.alive:
             with self._lock:
                 handles = list(self._handles.values())
-            for handle in handles:
-                self._give(handle)
+            deliver(self._made(handles))
             self.steps += 1
+            if self._shared is not None:
+                self._shared.value = self.steps
             due = max(due + self._period, time.perf_counter() - self._period)
             time.sleep(max(0.0, due - time.perf_counter()))
 
-    def _give(self, handle: RequestHandle) -> None:
-        count = self._counts[handle.request_id] = self._counts[handle.request_id] + 1
-        handle.put(TokenEvent(_TOKEN))
-        if count == handle.request.params.max_tokens:
-            self.cancel(handle.request_id)
-            handle.put(FinishEvent("length", count))
+    def _made(self, handles: list[RequestHandle]) -> list[Delivery]:
+        made: list[Delivery] = []
+        for handle in handles:
+            count = self._counts[handle.request_id] = self._counts[handle.request_id] + 1
+            made.append((handle, TokenEvent(_TOKEN)))
+            if count == handle.request.params.max_tokens:
+                self.cancel(handle.request_id)
+                made.append((handle, FinishEvent("length", count)))
+        return made
 
 
 def solo_pace(rate: float, streams: int, seconds: float) -> float:
     """Steps per second with as many requests and nobody who listens."""
-    engine = PacedEngine(rate)
+    engine, unread = PacedEngine(rate), Outbox()
     for number in range(streams):
-        handle = RequestHandle(_Request(number), engine.cancel, lambda request_id, event: None)
+        handle = RequestHandle(_Request(number), engine.cancel, unread)
         engine._counts[handle.request_id] = 0
         engine._handles[handle.request_id] = handle
     before = engine.steps
@@ -123,43 +135,69 @@ class PacedApplication(Application):
         return create_app(self._server, self._open_llm(self._engine))
 
 
-def run_server(port: int, streams: int, rate: float) -> None:
-    """Serve with the paced engine until killed."""
+def run_server(port: int, streams: int, rate: float, steps: Synchronized) -> None:
+    """Serve with the paced engine until killed; ``steps`` is kept up to date."""
 
     def open_service(_: EngineConfig) -> Service:
         with read_gguf(demo_model_path()) as gguf:
             tokenizer = Tokenizer.from_gguf(gguf.metadata)
-        return Service("paced", PacedEngine(rate), tokenizer, None, server, "fp_paced")
+        return Service("paced", PacedEngine(rate, steps), tokenizer, None, server, "fp_paced")
 
     server = ServerConfig(port=port, max_streams=streams + 16)
     PacedApplication(server, EngineConfig(), open_service).run()
 
 
-def stream_all(port: int, streams: int, tokens: int) -> dict:
-    """Open all streams, read them to their ends. Returns arrival times by stream."""
-    body = json.dumps({"model": "paced", "prompt": [1, 2], "stream": True, "max_tokens": tokens})
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
-    request = f"{head}Content-Type: application/json\r\n\r\n{body}".encode()
-    selector = selectors.EpollSelector()
-    arrivals: dict[int, list[float]] = {}
-    for number in range(streams):
-        sock = socket.create_connection(("127.0.0.1", port))
-        sock.sendall(request)
-        sock.setblocking(False)
-        arrivals[number] = []
-        selector.register(sock, selectors.EVENT_READ, number)
-    left, chunks = streams, 0
-    while left:
-        for key, _ in selector.select(20):
-            data = key.fileobj.recv(1 << 16)
-            if b'"text":' in data:
-                chunks += data.count(b'"text":')
-                arrivals[key.data].append(time.perf_counter())
-            if not data or b"[DONE]" in data:
-                selector.unregister(key.fileobj)
-                key.fileobj.close()
-                left -= 1
-    return {"arrivals": arrivals, "chunks": chunks}
+class Clients:
+    """All streams, read in one thread; counts as cheaply as it can, for the server's sake."""
+
+    def __init__(self, port: int, streams: int) -> None:
+        body = json.dumps(
+            {"model": "paced", "prompt": [1, 2], "stream": True, "max_tokens": 90_000}
+        )
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        request = f"{head}Content-Type: application/json\r\n\r\n{body}".encode()
+        self._epoll = select.epoll()
+        self._socks: dict[int, socket.socket] = {}
+        self.arrivals: dict[int, array] = {}
+        self.tokens = 0
+        for _ in range(streams):
+            sock = socket.create_connection(("127.0.0.1", port))
+            sock.sendall(request)
+            sock.setblocking(False)
+            self._socks[sock.fileno()] = sock
+            self.arrivals[sock.fileno()] = array("d")
+            self._epoll.register(sock, select.EPOLLIN)
+
+    def read(self, until: float) -> None:
+        """Read until then (``time.perf_counter``)."""
+        buffer = bytearray(1 << 16)
+        view = memoryview(buffer)
+        readers = {fd: sock.recv_into for fd, sock in self._socks.items()}
+        while (now := time.perf_counter()) < until:
+            for fd, _ in self._epoll.poll(until - now, 4096):
+                size = readers[fd](view)
+                if not size:
+                    raise SystemExit("a stream has ended early")
+                # A cut inside of the pattern would be missed: pieces are not cut here.
+                tokens = buffer.count(b'"text":', 0, size)
+                if tokens:
+                    self.tokens += tokens
+                    self.arrivals[fd].append(time.perf_counter())
+
+    @property
+    def open(self) -> bool:
+        """Whether every stream has got a token."""
+        return all(self.arrivals.values())
+
+    def forget(self) -> None:
+        """Count from here on."""
+        self.tokens = 0
+        self.arrivals = {fd: array("d") for fd in self.arrivals}
+
+    def close(self) -> None:
+        """Hang up."""
+        for sock in self._socks.values():
+            sock.close()
 
 
 def main() -> None:
@@ -174,60 +212,80 @@ def main() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("fork")
-    process = context.Process(target=run_server, args=(port, options.streams, options.rate))
+    steps = context.Value("Q", 0, lock=False)
+    process = context.Process(target=run_server, args=(port, options.streams, options.rate, steps))
     process.start()
     try:
         _wait(port)
         worker = max(psutil.Process(process.pid).children(), key=lambda p: p.memory_info().rss)
-        before = worker.memory_info().rss
-        peak = [before]
-        threading.Thread(target=_watch, args=(worker, peak), daemon=True).start()
-        found = stream_all(port, options.streams, int(options.rate * options.seconds))
+        found = measure(worker, port, options, steps)
     finally:
         process.terminate()
         process.join(30)
-    _report(found["arrivals"], solo, options, (peak[0] - before) / options.streams)
+    report(found, solo, options)
 
 
-def _watch(worker: psutil.Process, peak: list[int]) -> None:
-    while worker.is_running():
-        try:
-            peak[0] = max(peak[0], worker.memory_info().rss)
-        except psutil.NoSuchProcess:
-            return
-        time.sleep(0.2)
+def measure(
+    worker: psutil.Process, port: int, options: argparse.Namespace, steps: Synchronized
+) -> dict:
+    """Open the streams, let them settle, and read them for the time asked for."""
+    before = worker.memory_info().rss
+    clients = Clients(port, options.streams)
+    opened = time.perf_counter()
+    while not clients.open:
+        clients.read(time.perf_counter() + 0.5)
+        if time.perf_counter() > opened + _OPEN_S:
+            raise SystemExit("not all streams have begun")
+    opening = time.perf_counter() - opened
+    clients.read(time.perf_counter() + _SETTLE_S)
+    clients.forget()
+    used, used_here, made = _cpu(worker), time.process_time(), steps.value
+    started = time.perf_counter()
+    clients.read(started + options.seconds)
+    seconds = time.perf_counter() - started
+    found = {
+        "opening": opening,
+        "steps": (steps.value - made) / seconds,
+        "tokens": clients.tokens / options.streams / seconds,
+        "pieces": sum(map(len, clients.arrivals.values())) / options.streams / seconds,
+        "gaps": [b - a for times in clients.arrivals.values() for a, b in zip(times, times[1:])],
+        "server": (_cpu(worker) - used) / seconds,
+        "client": (time.process_time() - used_here) / seconds,
+        "memory": (worker.memory_info().rss - before) / options.streams,
+    }
+    clients.close()
+    return found
 
 
-def _report(
-    arrivals: dict[int, list[float]], solo: float, options: argparse.Namespace, memory: float
-) -> None:
-    """Of the time in which all streams were open."""
-    start = max(times[0] for times in arrivals.values())
-    stop = min(times[-1] for times in arrivals.values())
-    gaps = []
-    for times in arrivals.values():
-        inside = [t for t in times if start <= t <= stop]
-        gaps += [b - a for a, b in zip(inside, inside[1:])]
-    # A stream gets its tokens one by one or, behind a slow server, several in one piece.
-    pieces = len(gaps) / (stop - start) / options.streams
-    longest = [max(b - a for a, b in zip(times, times[1:])) for times in arrivals.values()]
-    print(f"streams {options.streams}, pace {options.rate:g} tokens/s each")
-    print(f"engine alone: {solo:.1f} steps/s")
-    print(f"pieces per stream and second: {pieces:.1f} ({pieces / solo:.0%} of the engine alone)")
+def _cpu(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+def report(found: dict, solo: float, options: argparse.Namespace) -> None:
+    """Print the figures."""
+    print(f"streams {options.streams}, pace {options.rate:g} tokens/s each, "
+          f"open after {found['opening']:.1f} s")  # fmt: skip
+    print(f"engine alone: {solo:.1f} steps/s; serving: {found['steps']:.1f} "
+          f"({found['steps'] / solo:.0%})")  # fmt: skip
+    print(f"per stream and second: {found['tokens']:.1f} tokens ({found['tokens'] / solo:.0%}) "
+          f"in {found['pieces']:.1f} pieces ({found['pieces'] / solo:.0%})")  # fmt: skip
+    gaps = found["gaps"]
     p = quantiles(gaps, n=1000)
     print(f"gap ms: median {median(gaps) * 1e3:.1f}, p99 {p[989] * 1e3:.1f}, "
-          f"p99.9 {p[998] * 1e3:.1f}, longest {max(longest) * 1e3:.0f}")  # fmt: skip
-    print(f"memory per stream: {memory / 1024:.0f} KiB")
+          f"p99.9 {p[998] * 1e3:.1f}, longest {max(gaps) * 1e3:.0f}")  # fmt: skip
+    print(f"processors used: server {found['server']:.2f}, client {found['client']:.2f}")
+    print(f"memory per stream: {found['memory'] / 1024:.0f} KiB")
 
 
 def _wait(port: int) -> None:
-    until = time.monotonic() + 60
+    """Until the worker answers; the socket is open before it has loaded anything."""
+    until = time.monotonic() + _OPEN_S
     while time.monotonic() < until:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        with contextlib.suppress(urllib.error.URLError, OSError):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
             return
-        except OSError:
-            time.sleep(0.2)
+        time.sleep(0.2)
     raise SystemExit("the server has not started")
 
 

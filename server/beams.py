@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -91,7 +92,7 @@ class BeamGeneration:
                     self._prompts[number] = event
                     self.meter.prompt(event.prompt_tokens, event.cached_tokens)
                 elif isinstance(event, TokenEvent):
-                    self.meter.token(None)
+                    self.meter.token(None, time.perf_counter())
                     found.append(event.logprobs)
                 elif isinstance(event, FinishEvent) and event.reason == "cancelled":
                     raise self._end_with or EngineError("the request was cancelled")

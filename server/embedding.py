@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from oxillama_torch.engine.outbox import Outbox
 from oxillama_torch.engine.request import (
     ErrorEvent,
     Event,
@@ -84,7 +85,8 @@ class Embedding:
         self._priority = current_priority()
         self._waiting = deque(enumerate(prompts))
         self._open: dict[int, RequestHandle] = {}
-        self._events: queue.SimpleQueue[tuple[int, Event] | None] = queue.SimpleQueue()
+        self._outbox = Outbox()
+        self._numbers: dict[str, int] = {}
         self._lock = threading.Lock()
         self._end_with: Exception | None = None
         self._begun = False
@@ -105,7 +107,7 @@ class Embedding:
             self._end_with = self._end_with or error
             for handle in self._open.values():
                 handle.cancel()
-        self._events.put(None)
+        self._outbox.put(None)
 
     def client_gone(self) -> None:
         """The client has left: whoever reads outputs gets ClientGone."""
@@ -131,15 +133,16 @@ class Embedding:
     def _next(self) -> list[tuple[int, Event]]:
         """The next event; none after a while when nothing of ours is at the engine."""
         try:
-            event = self._events.get(timeout=None if self._open else _RETRY_S)
+            delivery = self._outbox.get(None if self._open else _RETRY_S)
         except queue.Empty:
             if self._deadline is not None and time.monotonic() > self._deadline:
                 raise _too_late() from None
             return []
         if self._end_with is not None:
             raise self._end_with
-        assert event is not None, "only abort wakes without an event"
-        return [event]
+        assert delivery is not None, "only abort wakes without an event"
+        handle, event = delivery
+        return [(self._numbers[handle.request_id], event)]
 
     def _end(self, index: int, event: FinishEvent | ErrorEvent) -> None:
         with self._lock:
@@ -176,9 +179,8 @@ class Embedding:
             self._waiting.popleft()
 
     def _submit(self, index: int, request: GenerationRequest) -> RequestHandle:
-        return self._service.engine.submit(
-            request, sink=lambda _, event: self._events.put((index, event))
-        )
+        self._numbers[request.request_id] = index
+        return self._service.engine.submit(request, self._outbox)
 
 
 def _too_late() -> RequestError:

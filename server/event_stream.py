@@ -10,6 +10,7 @@ from typing import Protocol
 
 from flask import Response
 
+from oxillama_torch.engine.outbox import Listener
 from oxillama_torch.errors import OxiLlamaError
 from oxillama_torch.server import sse
 from oxillama_torch.server.errors import code_of
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 class Form(Protocol):
     """How a route words its outputs."""
 
-    def chunks(self, output: Output) -> Iterator[dict]: ...
+    def frames(self, output: Output) -> bytes: ...
     def last_chunk(self) -> dict | None: ...
     def whole(self, outputs: Iterator[Output]) -> Response: ...
 
@@ -33,8 +34,8 @@ class Frames(Protocol):
 
     ended: bool
 
-    def notify(self, listener: Callable[[], None]) -> None:
-        """Have ``listener`` called, at once and whenever there is something; it does not block."""
+    def notify(self, listener: Listener, name: object) -> None:
+        """Have ``listener`` called with ``[name]``, at once and whenever there is something."""
 
     def ready(self) -> bytes:
         """The frames that can be sent now."""
@@ -81,20 +82,20 @@ class EventStream:
         self._form = form
         self._request_id = request_id
         self._keep, self._kept = keep, None
-        self._listener: Callable[[], None] | None = None
+        self._tell: Callable[[], None] = lambda: None
         self.ended = False
 
-    def notify(self, listener: Callable[[], None]) -> None:
-        """Have ``listener`` called, at once and whenever there is something; it does not block."""
-        self._listener = listener
-        self.generation.notify(listener)
+    def notify(self, listener: Listener, name: object) -> None:
+        """Have ``listener`` called with ``[name]``, at once and whenever there is something."""
+        self._tell = lambda: listener([name])
+        self.generation.notify(listener, name)
 
     def ready(self, timeout_s: float = 0.0) -> bytes:
         """The frames that can be sent now, after waiting up to ``timeout_s`` for the first."""
         frames: list[bytes] = []
         try:
             for output in self.generation.poll(timeout_s if self._kept is None else 0.0):
-                frames += map(sse.frame, self._form.chunks(output))
+                frames.append(self._form.frames(output))
             if not (self.generation.finished and self._is_kept(timeout_s)):
                 return b"".join(frames)
             if (last := self._form.last_chunk()) is not None:
@@ -116,7 +117,7 @@ class EventStream:
             return True
         if self._kept is None:
             self._kept = self._keep()
-            self._kept.add_done_callback(lambda _: self._listener and self._listener())
+            self._kept.add_done_callback(lambda _: self._tell())
         if timeout_s:
             concurrent.futures.wait([self._kept], timeout_s)
         if self._kept.done():

@@ -39,16 +39,14 @@ class Meter:
         self.prompt_tokens += tokens
         self.cached_tokens += cached
 
-    def token(self, last: float | None) -> float:
-        """A choice has got a token; returns now, which is ``last`` when it gets the next one."""
-        now = time.perf_counter()
+    def token(self, last: float | None, now: float) -> None:
+        """A choice has got a token now, and the one before at ``last`` (``time.perf_counter``)."""
         if last is None:
             self._first_tokens.append(now - self.started)
         else:
             self._gaps[bisect_left(GAP_BOUNDS_S, now - last)] += 1
             self._gap_seconds += now - last
         self.completion_tokens += 1
-        return now
 
     def add(self, other: Meter) -> None:
         """Add the tokens of a part to those of the whole, which says what it cost."""

@@ -7,11 +7,13 @@ events, turns ids into text, applies stop strings and cancels what is left when 
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from oxillama_torch.chat.parts import CallStarted, Part, Text, Thought
 from oxillama_torch.chat.reply import PlainReply, Reply, ReplyFormat
+from oxillama_torch.engine.outbox import Delivery, Listener, Outbox
 from oxillama_torch.engine.request import (
     ErrorEvent,
     Event,
@@ -57,7 +59,8 @@ class Started:
     logprobs: tuple[TokenLogprobs | None, ...] | None
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, which would quadruple its cost: one is made per token.
+@dataclass(slots=True)
 class Piece:
     """One token and the text that became certain with it (may be empty)."""
 
@@ -146,8 +149,9 @@ class Generation:
         self._n = params.n
         self.meter = current_meter()
         self.meter.model = service.model_id
-        self._queue: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
-        self._listener: Callable[[], None] | None = None
+        self._outbox = Outbox()
+        self._numbers: dict[str, int] = {}
+        self._unfinished = 0
         self._end_with: Exception | None = None
         self.choices: list[Choice] = []
         seed = random_seed() if params.seed is None else params.seed
@@ -172,12 +176,12 @@ class Generation:
             adapters=self._adapters,
             priority=current_priority(),
         )
-        handle = self._service.engine.submit(
-            request, sink=lambda _, event: self._receive(index, event)
-        )
+        self._numbers[request.request_id] = index
+        handle = self._service.engine.submit(request, self._outbox)
         tokenizer, wanted = self._service.tokenizer, self._reply_format
         reply = (wanted.reply if wanted is not None else PlainReply)(tokenizer, params.stop)
         self.choices.append(Choice(handle, reply))
+        self._unfinished += 1
 
     def cancel(self) -> None:
         """Drop every choice that is not finished; idempotent, callable from any thread."""
@@ -194,23 +198,14 @@ class Generation:
         """The client has left: whoever reads outputs gets ClientGone."""
         self.abort(ClientGone())
 
-    def notify(self, listener: Callable[[], None]) -> None:
-        """Have ``listener`` called (in the batching thread, so it must not block) on every event.
-
-        It is called once at once: events may have come before.
-        """
-        self._listener = listener
-        listener()
-
-    def _receive(self, index: int, event: Event) -> None:
-        self._queue.put((index, event))
-        if self._listener is not None:
-            self._listener()
+    def notify(self, listener: Listener, name: object) -> None:
+        """Have ``listener`` told when ``poll`` has something, see ``Outbox.notify``."""
+        self._outbox.notify(listener, name)
 
     @property
     def finished(self) -> bool:
         """Whether every choice has ended."""
-        return all(choice.finished for choice in self.choices)
+        return self._unfinished == 0
 
     def poll(self, timeout_s: float | None = 0.0) -> Iterator[Output]:
         """Outputs of the events that have come, waiting ``timeout_s`` (None: for ever) for one.
@@ -218,17 +213,33 @@ class Generation:
         Raises:
             the error of a choice that failed; ClientGone. The caller cancels what is left.
         """
-        try:
-            # queue.get with a timeout of 0 would still go through the slow path.
-            event = self._queue.get(timeout=timeout_s) if timeout_s != 0 else self._next()
-            while True:
-                yield from self._convert(*event)
-                event = self._next()
-        except queue.Empty:
-            return
+        deliveries = self._deliveries(timeout_s)
+        now = time.perf_counter()
+        for handle, event in deliveries:
+            index = self._numbers[handle.request_id]
+            choice = self.choices[index]
+            if choice.finished:
+                continue
+            if isinstance(event, TokenEvent):
+                choice.completion_tokens += 1
+                self.meter.token(choice.last_token_at, now)
+                choice.last_token_at = now
+                yield from _outputs(index, choice.reply.push(event.token_id), event)
+                if choice.reply.stopped:
+                    yield from _outputs(index, choice.reply.flush())
+                    choice.handle.cancel()
+                    yield self._finish(index, "stop")
+            else:
+                yield from self._convert(index, event)
 
-    def _next(self) -> tuple[int, Event]:
-        return self._queue.get_nowait()
+    def _deliveries(self, timeout_s: float | None) -> list[Delivery]:
+        deliveries = self._outbox.take()
+        if not deliveries and timeout_s != 0:
+            try:
+                deliveries = [self._outbox.get(timeout_s), *self._outbox.take()]
+            except queue.Empty:
+                return []
+        return deliveries
 
     def outputs(self) -> Iterator[Output]:
         """All outputs of all choices as they come; raises as ``poll``."""
@@ -236,25 +247,15 @@ class Generation:
             yield from self.poll(None)
 
     def _convert(self, index: int, event: Event) -> Iterator[Output]:
-        choice = self.choices[index]
-        if choice.finished:
-            return
+        """What an event that is no token comes to."""
         if isinstance(event, PromptEvent):
             if index % self._n == 0:
                 self.meter.prompt(event.prompt_tokens, event.cached_tokens)
             yield Started(index, event.prompt_tokens, event.cached_tokens, event.logprobs)
-        elif isinstance(event, TokenEvent):
-            choice.completion_tokens += 1
-            choice.last_token_at = self.meter.token(choice.last_token_at)
-            yield from _outputs(index, choice.reply.push(event.token_id), event)
-            if choice.reply.stopped:
-                yield from _outputs(index, choice.reply.flush())
-                choice.handle.cancel()
-                yield self._finish(index, "stop")
         elif isinstance(event, FinishEvent):
             yield from self._end(index, event)
         elif isinstance(event, ErrorEvent):
-            choice.finished = True
+            self._close(index)
             raise event.error
 
     def _end(self, index: int, event: FinishEvent) -> Iterator[Output]:
@@ -266,28 +267,33 @@ class Generation:
         yield self._finish(index, event.reason)
 
     def _finish(self, index: int, reason: str) -> Finished:
-        choice = self.choices[index]
-        choice.finished = True
+        choice = self._close(index)
         if reason == "stop" and choice.reply.calls:
             reason = "tool_calls"
         return Finished(index, reason, choice.completion_tokens, choice.reply.reasoning_tokens)
 
+    def _close(self, index: int) -> Choice:
+        choice = self.choices[index]
+        choice.finished = True
+        self._unfinished -= 1
+        return choice
 
-def _outputs(
-    index: int, parts: Sequence[Part], token: TokenEvent | None = None
-) -> Iterator[Output]:
+
+def _outputs(index: int, parts: Sequence[Part], token: TokenEvent | None = None) -> list[Output]:
     """What a token, or the end, adds to a choice: a token is part of exactly one Piece."""
+    outputs: list[Output] = []
     if token is not None and not (parts and isinstance(parts[0], Text)):
-        yield Piece(index, "", token.token_id, token.logprobs)
+        outputs.append(Piece(index, "", token.token_id, token.logprobs))
         token = None
     for part in parts:
         if isinstance(part, Text):
             token_id, logprobs = (token.token_id, token.logprobs) if token else (None, None)
-            yield Piece(index, part.text, token_id, logprobs)
+            outputs.append(Piece(index, part.text, token_id, logprobs))
             token = None
         elif isinstance(part, Thought):
-            yield Reasoning(index, part.text)
+            outputs.append(Reasoning(index, part.text))
         elif isinstance(part, CallStarted):
-            yield ToolCallStarted(index, part.call, part.id, part.name)
+            outputs.append(ToolCallStarted(index, part.call, part.id, part.name))
         else:
-            yield ToolCallArguments(index, part.call, part.text)
+            outputs.append(ToolCallArguments(index, part.call, part.text))
+    return outputs

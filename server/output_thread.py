@@ -28,27 +28,30 @@ __all__ = ["OutputThread"]
 log = logging.getLogger(__name__)
 
 _BUFFER_BYTES = 1024 * 1024
+_SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
 class _Stream:
     """One stream being written."""
 
+    __slots__ = (
+        "backlog", "blocked_since", "chunked", "done", "events", "fd", "last_write", "ping", "sock",
+    )  # fmt: skip
+
     def __init__(
         self, events: Frames, sock: socket.socket, chunked: bool, ping: bytes = sse.PING
     ) -> None:
-        self.ping = ping
-        self.events = events
-        self.sock = sock
-        self.chunked = chunked
-        self.buffer = bytearray()
+        self.events, self.sock, self.fd = events, sock, sock.fileno()
+        self.chunked, self.ping = chunked, ping
+        # What the socket did not take.
+        self.backlog = bytearray()
         self.blocked_since: float | None = None
         self.last_write = time.monotonic()
-        self.noted = False
         self.done = threading.Event()
 
-    def add(self, data: bytes) -> None:
-        """Queue bytes, framed as the response is."""
-        self.buffer += b"%X\r\n%b\r\n" % (len(data), data) if self.chunked else data
+    def framed(self, data: bytes) -> bytes:
+        """Bytes framed as the response is."""
+        return b"%X\r\n%b\r\n" % (len(data), data) if self.chunked and data else data
 
 
 class OutputThread:
@@ -65,7 +68,9 @@ class OutputThread:
         self._epoll = select.epoll()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
-        self._noted: collections.deque[_Stream] = collections.deque()
+        self._noted: collections.deque[list[_Stream]] = collections.deque()
+        self._asleep = False
+        self._now = time.monotonic()
         self._streams: dict[int, _Stream] = {}
         self._thread: threading.Thread | None = None
         self._start_lock = threading.Lock()
@@ -93,14 +98,14 @@ class OutputThread:
 
     def _attach(self, stream: _Stream) -> threading.Event:
         self._start()
-        stream.events.notify(lambda: self._note(stream))
+        stream.events.notify(self._note, stream)
         return stream.done
 
-    def _note(self, stream: _Stream) -> None:
-        """Remember that a stream has events (any thread). One wake-up serves a whole step."""
-        if not stream.noted:
-            stream.noted = True
-            self._noted.append(stream)
+    def _note(self, streams: list[_Stream]) -> None:
+        """Remember that streams have events (any thread); those of a step come in one list."""
+        self._noted.append(streams)
+        if self._asleep:
+            self._asleep = False
             os.eventfd_write(self._wake_fd, 1)
 
     def _start(self) -> None:
@@ -111,16 +116,20 @@ class OutputThread:
 
     def _run(self) -> None:
         while not self._closing:
-            for fd, _ in self._epoll.poll(self._pause_s()):
+            # Before looking: whoever notes something from here on wakes the thread.
+            self._asleep = True
+            events = self._epoll.poll(0 if self._noted else self._pause_s())
+            self._asleep = False
+            self._now = time.monotonic()
+            for fd, _ in events:
                 if fd == self._wake_fd:
                     os.eventfd_read(self._wake_fd)
                 elif fd in self._streams:
-                    self._guarded(self._send, self._streams[fd])
-            while self._noted:
-                stream = self._noted.popleft()
-                # Before reading: an event that comes now notes the stream again.
-                stream.noted = False
-                self._guarded(self._take, stream)
+                    self._guarded(self._resume, self._streams[fd])
+            # Not until there are none: slow sockets and pings have their turn too.
+            for _ in range(len(self._noted)):
+                for stream in self._noted.popleft():
+                    self._guarded(self._take, stream)
             self._check()
 
     def _guarded(self, step, stream: _Stream) -> None:
@@ -132,43 +141,54 @@ class OutputThread:
             self._give_up(stream)
 
     def _take(self, stream: _Stream) -> None:
-        """Move what the stream has to say to its buffer, and from there to the socket."""
+        """Send what the stream has to say, behind what its socket did not take before."""
         if stream.done.is_set():
             return
-        self._streams.setdefault(stream.sock.fileno(), stream)
-        data = stream.events.ready()
-        if data:
-            stream.add(data)
-        self._send(stream)
+        self._streams[stream.fd] = stream
+        data = stream.framed(stream.events.ready())
+        if stream.blocked_since is None:
+            self._send(stream, data)
+        else:
+            stream.backlog += data
+            if len(stream.backlog) > _BUFFER_BYTES:
+                self._give_up(stream)
 
-    def _send(self, stream: _Stream) -> None:
-        now = time.monotonic()
-        try:
-            while stream.buffer:
-                sent = stream.sock.send(stream.buffer, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-                del stream.buffer[:sent]
-                stream.last_write = now
-                self._unblock(stream)
-        except BlockingIOError:
-            self._block(stream, now)
+    def _resume(self, stream: _Stream) -> None:
+        """The socket of a blocked stream takes bytes again, or has failed."""
+        backlog, stream.backlog = stream.backlog, bytearray()
+        self._send(stream, backlog)
+
+    def _send(self, stream: _Stream, data: bytes | bytearray) -> None:
+        """Put bytes on the socket; what it does not take becomes the backlog."""
+        sent = 0
+        if data:
+            try:
+                sent = stream.sock.send(data, _SEND_FLAGS)
+                stream.last_write = self._now
+            except BlockingIOError:
+                pass
+            except OSError:
+                self._give_up(stream)
+                return
+        if sent < len(data):
+            stream.backlog += data[sent:]
+            self._block(stream, progress=sent > 0)
             return
-        except OSError:
-            self._give_up(stream)
-            return
+        self._unblock(stream)
         if stream.events.ended:
             self._finish(stream)
 
-    def _block(self, stream: _Stream, now: float) -> None:
-        if len(stream.buffer) > _BUFFER_BYTES:
-            self._give_up(stream)
-        elif stream.blocked_since is None:
-            stream.blocked_since = now
-            self._epoll.register(stream.sock.fileno(), select.EPOLLOUT)
+    def _block(self, stream: _Stream, progress: bool) -> None:
+        if stream.blocked_since is None:
+            stream.blocked_since = self._now
+            self._epoll.register(stream.fd, select.EPOLLOUT)
+        elif progress:
+            stream.blocked_since = self._now
 
     def _unblock(self, stream: _Stream) -> None:
         if stream.blocked_since is not None:
             stream.blocked_since = None
-            self._epoll.unregister(stream.sock.fileno())
+            self._epoll.unregister(stream.fd)
 
     def _give_up(self, stream: _Stream) -> None:
         """The client does not read, or has gone: end the request and cut the connection."""
@@ -180,7 +200,7 @@ class OutputThread:
     def _finish(self, stream: _Stream) -> None:
         with contextlib.suppress(OSError):
             self._unblock(stream)
-        self._streams.pop(stream.sock.fileno(), None)
+        self._streams.pop(stream.fd, None)
         stream.done.set()
 
     def _pause_s(self) -> float:
@@ -197,8 +217,10 @@ class OutputThread:
                 if now - stream.blocked_since > self._send_timeout_s:
                     self._give_up(stream)
             elif now - stream.last_write >= self.ping_interval_s:
-                stream.add(stream.ping)
-                self._guarded(self._send, stream)
+                self._guarded(self._ping, stream)
+
+    def _ping(self, stream: _Stream) -> None:
+        self._send(stream, stream.framed(stream.ping))
 
     def close(self) -> None:
         """Stop the thread; streams in progress end."""

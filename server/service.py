@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from oxillama_torch.config import ServerConfig
+from oxillama_torch.engine.outbox import Outbox
 from oxillama_torch.engine.request import GenerationRequest, RequestHandle
 from oxillama_torch.errors import RequestError
 from oxillama_torch.llm import LLM
@@ -25,7 +26,7 @@ class EnginePort(Protocol):
     adapters: AdapterRegistry
     max_context: int
 
-    def submit(self, request: GenerationRequest, sink=None) -> RequestHandle: ...
+    def submit(self, request: GenerationRequest, outbox: Outbox | None = None) -> RequestHandle: ...
     def stats(self) -> dict: ...
     def stop(self) -> None: ...
 

@@ -6,7 +6,7 @@ import orjson
 
 from oxillama_torch.server.errors import envelope
 
-__all__ = ["DONE", "HEADERS", "PING", "error_frame", "frame", "named_frame"]
+__all__ = ["DONE", "HEADERS", "PING", "TextFrame", "error_frame", "frame", "named_frame"]
 
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
@@ -18,6 +18,27 @@ HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
 def frame(payload: dict) -> bytes:
     """One ``data:`` event."""
     return b"data: " + orjson.dumps(payload) + b"\n\n"
+
+
+class TextFrame:
+    """Frames that differ in one text: all else in them is serialised once.
+
+    Args:
+        payload: the event, with ``HOLE`` in place of the text.
+    """
+
+    #: No text of ours: names of models come from command lines and files, which have no NUL.
+    HOLE = "\0text\0"
+
+    __slots__ = ("_after", "_before")
+
+    def __init__(self, payload: dict) -> None:
+        self._before, hole, self._after = frame(payload).partition(orjson.dumps(self.HOLE))
+        assert hole, "the payload has a place for the text"
+
+    def __call__(self, text: str) -> bytes:
+        """The ``data:`` event with this text."""
+        return self._before + orjson.dumps(text) + self._after
 
 
 def named_frame(line: bytes) -> bytes:

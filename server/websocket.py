@@ -33,10 +33,12 @@ from wsproto.events import (
 from wsproto.frame_protocol import LOCAL_ONLY_CLOSE_REASONS, CloseReason, Opcode
 from wsproto.utilities import RemoteProtocolError
 
+from oxillama_torch.engine.outbox import Listener
 from oxillama_torch.errors import RequestError
 from oxillama_torch.server.access import Access
 from oxillama_torch.server.http import client_socket
 from oxillama_torch.server.lifecycle import Lifecycle
+from oxillama_torch.server.output import Generation
 from oxillama_torch.server.output_thread import OutputThread
 
 __all__ = ["PING", "Channel", "Source", "serve_websocket"]
@@ -90,7 +92,7 @@ class Channel:
         self._lock = threading.Lock()
         self._queue: collections.deque[bytes] = collections.deque()
         self._sources: list[Source] = []
-        self._listener: Callable[[], None] | None = None
+        self._told: tuple[Listener, object] | None = None
         self._closing: int | None = None
         self._gone = False
         self.draining = False
@@ -108,6 +110,11 @@ class Channel:
         with self._lock:
             self._sources.append(source)
         self.wake()
+
+    def follow(self, generation: Generation) -> None:
+        """Wake up for the outputs of a generation, which a source will ask for."""
+        assert self._told is not None, "the output thread has the channel"
+        generation.notify(*self._told)
 
     @property
     def in_progress(self) -> list[Source]:
@@ -185,14 +192,15 @@ class Channel:
 
     # For the output thread
 
-    def notify(self, listener: Callable[[], None]) -> None:
-        self._listener = listener
-        listener()
+    def notify(self, listener: Listener, name: object) -> None:
+        self._told = listener, name
+        listener([name])
 
     def wake(self) -> None:
         """There is something to send; any thread."""
-        if self._listener is not None:
-            self._listener()
+        if self._told is not None:
+            listener, name = self._told
+            listener([name])
 
     def ready(self) -> bytes:
         """The frames that can be sent now."""

@@ -7,7 +7,6 @@ demo model's own tokenizer for texts; and each door against the others, since th
 from __future__ import annotations
 
 import json
-import queue
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ import torch
 from tiny_models import write_tiny
 
 from oxillama_torch import LLM, SamplingParams
+from oxillama_torch.engine.outbox import Outbox
 from oxillama_torch.engine.request import FinishEvent, GenerationRequest, TokenEvent
 from oxillama_torch.errors import EngineError, GGUFError, RequestError, UnsupportedError
 from oxillama_torch.kernels.registry import Call, candidates, registered_ops, use_kernels
@@ -173,21 +173,17 @@ def test_32_streams_get_equal_shares(llm):
     """Streams side by side: at the end of the first, each has nearly as much as it."""
     params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
     prompts = [llm.tokenize(f"def function_{index}(") for index in range(32)]
-    counts, order = [0] * 32, queue.SimpleQueue()
-
-    def sink(index):
-        return lambda _, event: order.put((index, event))
-
+    counts, outbox = {}, Outbox()
     with LLM.from_config(replace(llm.config, max_batch_size=32)) as wide:
-        for index, ids in enumerate(prompts):
+        for ids in prompts:
             request = GenerationRequest(prompt_token_ids=tuple(ids), params=params)
-            wide.engine.submit(request, sink(index))
+            counts[wide.engine.submit(request, outbox)] = 0
         while True:
-            index, event = order.get(timeout=120)
-            counts[index] += isinstance(event, TokenEvent)
+            handle, event = outbox.get(timeout_s=120)
+            counts[handle] += isinstance(event, TokenEvent)
             if isinstance(event, FinishEvent):
                 break
-    assert max(counts) / min(counts) < 1.5
+    assert max(counts.values()) / min(counts.values()) < 1.5
 
 
 def test_n_completions_can_be_had_one_by_one(llm):

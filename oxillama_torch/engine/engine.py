@@ -20,10 +20,10 @@ from oxillama_torch.config import EngineConfig
 from oxillama_torch.engine.batch import BatchBuilder
 from oxillama_torch.engine.graphs import GraphDevice
 from oxillama_torch.engine.model_runner import ItemResult, Model, ModelRunner
+from oxillama_torch.engine.outbox import Delivery
 from oxillama_torch.engine.pooling import finish_pooling, pool_rows
 from oxillama_torch.engine.request import (
     ErrorEvent,
-    Event,
     FinishEvent,
     FinishReason,
     GenerationRequest,
@@ -48,12 +48,9 @@ from oxillama_torch.sampling.custom import find_processors
 from oxillama_torch.sampling.row import SamplingRow
 from oxillama_torch.sampling.words import Words, has_texts
 
-__all__ = ["DEFAULT_BATCH_SIZE", "Delivery", "Engine", "on_device"]
+__all__ = ["DEFAULT_BATCH_SIZE", "Engine", "on_device"]
 
 DEFAULT_BATCH_SIZE = 64
-
-#: An event and whom it is for.
-Delivery = tuple[RequestHandle, Event]
 
 log = logging.getLogger(__name__)
 

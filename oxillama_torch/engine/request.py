@@ -7,12 +7,12 @@ the engine could run in another process without a change to its callers.
 from __future__ import annotations
 
 import itertools
-import queue
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from oxillama_torch.engine.outbox import Outbox, deliver
 from oxillama_torch.errors import EngineError
 from oxillama_torch.sampling.params import SamplingParams, TokenLogprobs
 
@@ -86,7 +86,8 @@ class PromptEvent:
     captured: numpy.ndarray | None = None
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, which would quadruple its cost: one is made per token.
+@dataclass(slots=True)
 class TokenEvent:
     """One generated token; an end-of-generation token too, which a text leaves out."""
 
@@ -115,39 +116,33 @@ Event = PromptEvent | TokenEvent | FinishEvent | ErrorEvent
 class RequestHandle:
     """The caller's end of a submitted request: iterate it for events, or ``cancel()`` it.
 
-    The batching thread calls ``put``; any one other thread consumes. ``sink``, when given, receives
-    (request id, event) in the batching thread instead of the queue: it must not block.
-    ``adapters`` are the versions that the request's adapters had when it was submitted, ``matcher``
-    watches over its constraint.
+    Its events go to ``outbox``, by default one of its own. ``adapters`` are the versions that the
+    request's adapters had when it was submitted, ``matcher`` watches over its constraint.
     """
 
     def __init__(
         self,
         request: GenerationRequest,
         cancel: Callable[[str], None],
-        sink: Callable[[str, Event], None] | None = None,
+        outbox: Outbox | None = None,
         adapters: tuple[tuple[LoadedAdapter, float], ...] = (),
         matcher: Matcher | None = None,
     ) -> None:
         self.request, self.adapters, self.matcher = request, adapters, matcher
+        self.request_id = request.request_id
+        self.outbox = Outbox() if outbox is None else outbox
         self._cancel = cancel
-        self._sink = sink
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-
-    @property
-    def request_id(self) -> str:
-        return self.request.request_id
 
     def put(self, event: Event) -> None:
         """Deliver an event (batching thread only)."""
-        if self._sink is not None:
-            self._sink(self.request.request_id, event)
-        else:
-            self._events.put(event)
+        deliver([(self, event)])
 
     def next_event(self, timeout_s: float | None = None) -> Event:
-        """Wait for one event. Raises ``queue.Empty`` after ``timeout_s`` seconds."""
-        return self._events.get(timeout=timeout_s)
+        """Wait for one event, with an outbox of its own.
+
+        Raises ``queue.Empty`` after ``timeout_s`` seconds.
+        """
+        return self.outbox.get(timeout_s)[1]
 
     def events(self) -> Iterator[Event]:
         """All events up to and including the last one; raises the error of an ErrorEvent."""
@@ -161,4 +156,4 @@ class RequestHandle:
 
     def cancel(self) -> None:
         """Ask the engine to drop the request; idempotent, callable from any thread."""
-        self._cancel(self.request.request_id)
+        self._cancel(self.request_id)

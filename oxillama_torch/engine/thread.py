@@ -18,14 +18,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from oxillama_torch.engine.engine import Delivery, Engine, on_device
-from oxillama_torch.engine.request import (
-    ErrorEvent,
-    Event,
-    GenerationRequest,
-    Pooling,
-    RequestHandle,
-)
+from oxillama_torch.engine.engine import Engine, on_device
+from oxillama_torch.engine.outbox import Delivery, Outbox, deliver
+from oxillama_torch.engine.request import ErrorEvent, GenerationRequest, Pooling, RequestHandle
 from oxillama_torch.errors import CapacityError, EngineError, RequestError
 from oxillama_torch.lora.registry import AdapterRegistry
 from oxillama_torch.sampling.philox import random_seed
@@ -115,14 +110,12 @@ class EngineThread:
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout_s)
 
-    def submit(
-        self, request: GenerationRequest, sink: Callable[[str, Event], None] | None = None
-    ) -> RequestHandle:
+    def submit(self, request: GenerationRequest, outbox: Outbox | None = None) -> RequestHandle:
         """Hand in a request; callable from any thread.
 
         Args:
             request: a request that has no seed gets one, see ``handle.request``.
-            sink: see RequestHandle.
+            outbox: where its events go, with those of other requests; None: one of its own.
 
         Raises:
             RequestError: it can never be served.
@@ -136,7 +129,7 @@ class EngineThread:
         engine = self._engine
         request = engine.tokenized(request)
         adapters, matcher = engine.resolve(request), engine.matcher(request)
-        handle = RequestHandle(request, self.cancel, sink, adapters, matcher)
+        handle = RequestHandle(request, self.cancel, outbox, adapters, matcher)
         with self._wake:
             self._check_open()
             if self._knows(request.request_id):
@@ -169,7 +162,7 @@ class EngineThread:
         """Run ``function(engine)`` in the batching thread between two steps; wait for its result.
 
         Every running request waits too: prepare what takes long beforehand. Not to be called from
-        the batching thread, such as from a sink.
+        the batching thread, such as from a listener.
 
         Raises:
             EngineError: the engine does not run.
@@ -266,13 +259,8 @@ class EngineThread:
                 raise
 
     def _deliver(self, events: list[Delivery]) -> None:
-        """Hand events out. A consumer that raises loses its own request, nobody else's."""
-        for handle, event in events:
-            try:
-                handle.put(event)
-            except Exception:
-                log.exception("the consumer of request %s failed", handle.request_id)
-                self.cancel(handle.request_id)
+        """Hand events out, and keep count of the requests that have ended."""
+        deliver(events)
         if not self._ended or self._ended[-1][1] != self._engine.completed:
             self._ended.append((self._clock(), self._engine.completed))
 

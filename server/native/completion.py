@@ -163,6 +163,10 @@ class NativeForm:
         elif isinstance(output, Finished):
             yield self._picked({**self._whole(output.index), "content": "", "tokens": []})
 
+    def frames(self, output: Output) -> bytes:
+        """The frames of a stream that ``output`` causes."""
+        return b"".join(map(sse.frame, self.chunks(output)))
+
     def last_chunk(self) -> None:
         """Nothing follows the end of the choice."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify
 
+from oxillama_torch.server import sse
 from oxillama_torch.server.answer import answer, deadline_of
 from oxillama_torch.server.http import json_body, new_id
 from oxillama_torch.server.openai.logprobs import chat_logprob
@@ -109,6 +110,7 @@ class ChatForm:
         self._usage = Usage(n)
         self._remember = remember
         self._choices: dict[int, _Choice] = {}
+        self._text_frames: dict[int, sse.TextFrame] = {}
         self._head = {
             "id": new_id("chatcmpl"),
             "created": int(time.time()),
@@ -137,6 +139,22 @@ class ChatForm:
             yield self._chunk(output.index, {"tool_calls": [call]})
         elif isinstance(output, Finished):
             yield self._chunk(output.index, {}, output.reason)
+
+    def frames(self, output: Output) -> bytes:
+        """The frames of a stream that ``output`` causes."""
+        if not isinstance(output, Piece) or self._logprobs:
+            return b"".join(map(sse.frame, self.chunks(output)))
+        if self._remember:
+            self._add(output)
+        return self._text_frame(output.index)(output.text) if output.text else b""
+
+    def _text_frame(self, index: int) -> sse.TextFrame:
+        """The frame of a choice's text, as ``chunks`` words it."""
+        frame = self._text_frames.get(index)
+        if frame is None:
+            chunk = self._chunk(index, {"content": sse.TextFrame.HOLE})
+            frame = self._text_frames[index] = sse.TextFrame(chunk)
+        return frame
 
     def last_chunk(self) -> dict | None:
         """The usage chunk, when asked for."""

@@ -235,7 +235,7 @@ class _Conversation:
         finally:
             g.meter = connection
         connection.model = service.model_id
-        generation.notify(self._channel.wake)
+        self._channel.follow(generation)
         return _Request(request_id, generation, service, body.logprobs is True, connection)
 
 

@@ -10,6 +10,7 @@ from flask import Blueprint, Response, jsonify
 
 from oxillama_torch.engine.request import TokenLogprobs
 from oxillama_torch.search import begin, mean_logprob
+from oxillama_torch.server import sse
 from oxillama_torch.server.answer import answer, deadline_of
 from oxillama_torch.server.beams import BeamGeneration
 from oxillama_torch.server.http import json_body, new_id
@@ -90,6 +91,7 @@ class CompletionForm:
             "model": service.model_id,
             "system_fingerprint": service.fingerprint,
         }
+        self._text_frames: dict[int, sse.TextFrame] = {}
         self._choices = [_Choice() for _ in range(len(prompts) * n)]
 
     def chunks(self, output: Output) -> Iterator[dict]:
@@ -100,11 +102,28 @@ class CompletionForm:
         choice = self._choices[output.index]
         if not (choice.text or choice.reason or choice.token_ids):
             return
-        chunk = {**self._head, "choices": [self._as_dict(output.index, choice)]}
+        yield self._chunk(output.index, choice)
+        self._choices[output.index] = _Choice(characters=choice.characters)
+
+    def frames(self, output: Output) -> bytes:
+        """The frames of a stream that ``output`` causes."""
+        if not isinstance(output, Piece) or output.logprobs is not None:
+            return b"".join(map(sse.frame, self.chunks(output)))
+        return self._text_frame(output.index)(output.text) if output.text else b""
+
+    def _text_frame(self, index: int) -> sse.TextFrame:
+        """The frame of a choice's text, as ``chunks`` words it."""
+        frame = self._text_frames.get(index)
+        if frame is None:
+            chunk = self._chunk(index, _Choice(text=sse.TextFrame.HOLE))
+            frame = self._text_frames[index] = sse.TextFrame(chunk)
+        return frame
+
+    def _chunk(self, index: int, choice: _Choice) -> dict:
+        chunk = {**self._head, "choices": [self._as_dict(index, choice)]}
         if self._body.include_usage():
             chunk["usage"] = None
-        yield chunk
-        self._choices[output.index] = _Choice(characters=choice.characters)
+        return chunk
 
     def last_chunk(self) -> dict | None:
         """The usage chunk, when asked for."""

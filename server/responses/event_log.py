@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 
+from oxillama_torch.engine.outbox import Listener
 from oxillama_torch.server import sse
 
 __all__ = ["EventLog", "LogStream"]
@@ -84,26 +85,26 @@ class LogStream:
     ) -> None:
         self._log, self._next = log, start
         self._gone, self.abort = gone, abort
-        self._listener: Callable[[], None] | None = None
+        self._tell: Callable[[], None] | None = None
         self._news = threading.Event()
         self.ended = False
 
-    def notify(self, listener: Callable[[], None]) -> None:
-        """Have ``listener`` called when ``ready`` has something."""
-        self._listener = listener
-        self._log.listen(listener)
+    def notify(self, listener: Listener, name: object) -> None:
+        """Have ``listener`` called with ``[name]``, at once and when ``ready`` has something."""
+        self._tell = lambda: listener([name])
+        self._log.listen(self._tell)
 
     def client_gone(self) -> None:
         """Nobody reads any more."""
         self.close()
         # Whoever waits learns that it has ended.
-        if self._listener is not None:
-            self._listener()
+        if self._tell is not None:
+            self._tell()
 
     def close(self) -> None:
         """Stop listening; a reader that has not come to the end has gone."""
-        if self._listener is not None:
-            self._log.forget(self._listener)
+        if self._tell is not None:
+            self._log.forget(self._tell)
         if not self.ended:
             self.ended = True
             self._gone()
@@ -122,7 +123,7 @@ class LogStream:
 
     def frames(self, ping_interval_s: float) -> Iterator[bytes]:
         """All frames as they come, with a ping after each silent interval."""
-        self.notify(self._news.set)
+        self.notify(lambda _: self._news.set(), None)
         while not self.ended:
             if not self._news.wait(ping_interval_s):
                 yield sse.PING

@@ -202,24 +202,24 @@ class ResponseRunner:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="responses", daemon=True)
                 self._thread.start()
-        job.generation.notify(lambda: self._note(job))
+        job.generation.notify(self._note, job)
 
     def find(self, response_id: str) -> ResponseJob | None:
         """The job of a response in progress."""
         with self._lock:
             return self._jobs.get(response_id)
 
-    def _note(self, job: ResponseJob) -> None:
-        """Remember that a job has something to take (any thread)."""
-        if not job.noted:
-            job.noted = True
-            self._noted.put(job)
+    def _note(self, jobs: list[ResponseJob]) -> None:
+        """Remember that jobs have something to take (any thread)."""
+        for job in jobs:
+            if not job.noted:
+                job.noted = True
+                self._noted.put(job)
 
     def _run(self) -> None:
         while True:
             if self._refused and time.monotonic() >= self._retry_at:
-                for job in self._refused:
-                    self._note(job)
+                self._note(self._refused)
                 self._refused.clear()
             try:
                 job = self._noted.get(timeout=_RETRY_S if self._refused else None)
@@ -233,7 +233,7 @@ class ResponseRunner:
 
     def _step(self, job: ResponseJob) -> None:
         try:
-            if job.step(lambda: self._note(job)):
+            if job.step(lambda: self._note([job])):
                 self._refused.append(job)
                 self._retry_at = time.monotonic() + _RETRY_S
         except Exception:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 
@@ -12,6 +11,7 @@ from scripted_model import CRASH_ID, ScriptedModel, continuation
 
 from oxillama_torch.config import EngineConfig
 from oxillama_torch.engine.engine import Engine
+from oxillama_torch.engine.outbox import Outbox
 from oxillama_torch.engine.request import ErrorEvent, FinishEvent, PromptEvent, TokenEvent
 from oxillama_torch.engine.thread import EngineThread
 from oxillama_torch.errors import CapacityError, EngineError, RequestError
@@ -88,13 +88,13 @@ def test_many_threads_get_their_own_tokens(make_thread):
     assert all(tokens == expected(prompt, 10) for prompt, tokens in results.values())
 
 
-def test_a_sink_gets_every_event_in_order(make_thread):
-    engine, events = make_thread(), queue.SimpleQueue()
-    handle = engine.submit(request_for([5], max_tokens=3), sink=lambda *pair: events.put(pair))
-    got = [events.get(timeout=PATIENCE_S) for _ in range(5)]
-    assert {request_id for request_id, _ in got} == {handle.request_id}
-    kinds = [type(event) for _, event in got]
-    assert kinds == [PromptEvent, TokenEvent, TokenEvent, TokenEvent, FinishEvent]
+def test_requests_that_share_an_outbox_are_told_apart(make_thread):
+    engine, outbox = make_thread(), Outbox()
+    handles = [engine.submit(request_for([5], max_tokens=3), outbox) for _ in range(2)]
+    got = [outbox.get(timeout_s=PATIENCE_S) for _ in range(10)]
+    for mine in handles:
+        kinds = [type(event) for handle, event in got if handle is mine]
+        assert kinds == [PromptEvent, TokenEvent, TokenEvent, TokenEvent, FinishEvent]
 
 
 def test_a_missing_seed_is_chosen_and_told(make_thread):
@@ -185,14 +185,20 @@ def test_10000_cancels_leak_nothing(make_thread):
 def test_a_consumer_that_raises_loses_only_its_own_request(make_thread, caplog):
     engine = make_thread()
 
-    def broken(request_id, event):
-        raise ValueError("scripted")
+    told = []
 
-    engine.submit(request_for([9], max_tokens=300), sink=broken)
+    def broken(names):
+        told.append(names)
+        if len(told) > 1:  # the first call is made by ``notify`` itself
+            raise ValueError("scripted")
+
+    outbox = Outbox()
+    outbox.notify(broken, "mine")
+    engine.submit(request_for([9], max_tokens=300), outbox)
     healthy = engine.submit(request_for([5], max_tokens=50))
     assert tokens_of(list(healthy.events())) == expected([5], 50)
     wait_until(lambda: engine.stats()["running"] == 0)
-    assert engine.alive
+    assert engine.alive and len(told) == 2 and engine.stats()["cancelled"] == 1
 
 
 def test_a_request_that_breaks_the_model_fails_alone(make_thread, caplog):

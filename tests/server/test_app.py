@@ -72,7 +72,7 @@ def test_unexpected_errors_tell_nothing():
 
 
 def test_full_inbox_is_429_with_retry_after(client, model_id, llm, monkeypatch):
-    def full(request, sink=None):
+    def full(request, outbox=None):
         raise CapacityError("too many requests waiting", retry_after_s=2.3)
 
     monkeypatch.setattr(llm.engine, "submit", full)
@@ -83,7 +83,7 @@ def test_full_inbox_is_429_with_retry_after(client, model_id, llm, monkeypatch):
 
 
 def test_dead_engine_is_503(client, model_id, llm, monkeypatch):
-    def dead(request, sink=None):
+    def dead(request, outbox=None):
         raise EngineError("the engine has stopped")
 
     monkeypatch.setattr(llm.engine, "submit", dead)

@@ -243,10 +243,10 @@ class Held:
         self.submit, self.gate, self.seen = engine.submit, threading.Event(), 0
         monkeypatch.setattr(engine, "submit", self.hold)
 
-    def hold(self, request, sink=None):
+    def hold(self, request, outbox=None):
         self.seen += 1
         self.gate.wait(30)
-        return self.submit(request, sink)
+        return self.submit(request, outbox)
 
 
 def test_cancel_ends_with_what_is_done(make_app, llm, monkeypatch):
@@ -280,12 +280,12 @@ def test_expiry_reports_what_was_not_run(make_app, llm, monkeypatch):
 def test_a_full_engine_is_waited_for(api, llm, monkeypatch):
     submit, refused = llm.engine.submit, []
 
-    def sometimes(request, sink=None):
+    def sometimes(request, outbox=None):
         if not refused:
             refused.append(request)
             raise CapacityError("full", retry_after_s=0.01)
         assert request.priority > 0
-        return submit(request, sink)
+        return submit(request, outbox)
 
     monkeypatch.setattr(llm.engine, "submit", sometimes)
     done = api.ended(api.create([api.line("a", prompt="x")])["id"])
@@ -316,9 +316,9 @@ def test_goes_on_after_a_restart(make_app, llm, monkeypatch, store_settings):
     closing.join(20)
     assert not closing.is_alive()
 
-    def record(request, sink=None):
+    def record(request, outbox=None):
         prompts.append(len(request.prompt_token_ids))
-        return held.submit(request, sink)
+        return held.submit(request, outbox)
 
     monkeypatch.setattr(llm.engine, "submit", record)
     api = Client(make_app(**settings))
@@ -371,9 +371,9 @@ def test_a_store_that_fails_for_a_while_costs_nothing(api, llm, monkeypatch, whe
 
     submit, prompts = llm.engine.submit, []
 
-    def record(request, sink=None):
+    def record(request, outbox=None):
         prompts.append(request)
-        return submit(request, sink)
+        return submit(request, outbox)
 
     monkeypatch.setattr(runner, "_STORE_RETRY_S", 0.01)
     monkeypatch.setattr(module, name, failing)

@@ -136,7 +136,7 @@ def test_unknown_model_is_404(ask):
 
 
 def test_full_inbox_is_429(ask, tiny, monkeypatch):
-    def full(request, sink=None):
+    def full(request, outbox=None):
         raise CapacityError("too many requests waiting", retry_after_s=2.3)
 
     monkeypatch.setattr(tiny[0].engine, "submit", full)

@@ -35,7 +35,7 @@ class Client:
         self.engine = ScriptedEngine()
         service = Service("m", self.engine, llm.tokenizer, None, ServerConfig(), "b0")
         generation = Generation(service, [[1]], SamplingParams())
-        self.send = next(iter(self.engine.sinks.values()))
+        self.send = next(iter(self.engine.senders.values()))
         form = ChatForm(service, 1, False, False)
         self.ours, self.sock = socket.socketpair()
         if buffer_bytes:

@@ -18,6 +18,8 @@ from pydantic import TypeAdapter
 from sdk_over_app import sdk_over
 
 from oxillama_torch.config import ServerConfig
+from oxillama_torch.engine.outbox import Outbox, deliver
+from oxillama_torch.engine.request import RequestHandle
 from oxillama_torch.errors import CapacityError
 from oxillama_torch.server.app import close_app, create_app
 from oxillama_torch.server.assistants.records import recover_runs
@@ -354,16 +356,15 @@ class Held:
         self.gate, self.handles = threading.Event(), []
         submit = engine.submit
 
-        def hold(request, sink=None):
-            queue = []
+        def hold(request, outbox=None):
+            kept = Outbox()
+            handle = RequestHandle(submit(request, kept).request, engine.cancel, outbox)
 
-            def wait(request_id, event):
-                queue.append(event)
+            def pass_on(_):
                 if self.gate.is_set():
-                    while queue:
-                        sink(request_id, queue.pop(0))
+                    deliver([(handle, event) for _, event in kept.take()])
 
-            handle = submit(request, wait)
+            kept.notify(pass_on, None)
             self.handles.append(handle)
             return handle
 
@@ -447,7 +448,7 @@ def test_a_run_without_room_for_its_stream_leaves_the_thread_free(make_app, mode
 
 
 def test_a_full_engine_refuses_the_run(sdk, llm, assistant, thread, monkeypatch):
-    def full(request, sink=None):
+    def full(request, outbox=None):
         raise CapacityError("full", retry_after_s=1)
 
     monkeypatch.setattr(llm.engine, "submit", full)

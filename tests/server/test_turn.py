@@ -36,9 +36,9 @@ class Player:
     def __init__(self, ids, reason):
         self._ids, self._reason = ids, reason
 
-    def submit(self, request, sink=None):
+    def submit(self, request, outbox=None):
         self.request = request
-        handle = RequestHandle(request, lambda _: None, sink)
+        handle = RequestHandle(request, lambda _: None, outbox)
         handle.put(PromptEvent(len(request.prompt_token_ids), 0))
         for token_id in self._ids:
             handle.put(TokenEvent(token_id))

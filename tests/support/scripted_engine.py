@@ -6,16 +6,16 @@ __all__ = ["ScriptedEngine"]
 
 
 class ScriptedEngine:
-    """``sinks``: what takes the events of each request, by its id; ``cancelled``: their ids."""
+    """``senders``: hand an event to each request, by its id; ``cancelled``: their ids."""
 
     alive = True
     max_context = 1000
 
     def __init__(self):
-        self.sinks = {}
+        self.senders = {}
         self.cancelled = []
 
-    def submit(self, request, sink=None):
-        handle = RequestHandle(request, self.cancelled.append, sink)
-        self.sinks[request.request_id] = lambda event: sink(request.request_id, event)
+    def submit(self, request, outbox=None):
+        handle = RequestHandle(request, self.cancelled.append, outbox)
+        self.senders[request.request_id] = handle.put
         return handle

@@ -37,7 +37,7 @@ class Driver:
         self.engine = ScriptedEngine()
         service = Service("m", self.engine, llm.tokenizer, None, ServerConfig(), "b0")
         generation = Generation(service, [[1]], SamplingParams(**params))
-        self.send = next(iter(self.engine.sinks.values()))
+        self.send = next(iter(self.engine.senders.values()))
         builder = ResponseBuilder(skeleton(id=f"resp_{id(self)}"), llm.tokenizer, logprobs=False)
         self.job = ResponseJob(builder, generation, save, EventLog(keep=True), patient=patient)
         runner.start(self.job)
