@@ -213,7 +213,9 @@ class Generation:
         Raises:
             the error of a choice that failed; ClientGone. The caller cancels what is left.
         """
-        deliveries = self._deliveries(timeout_s)
+        deliveries = self._outbox.take()
+        if not deliveries and timeout_s != 0:
+            deliveries = self._awaited(timeout_s)
         now = time.perf_counter()
         for handle, event in deliveries:
             index = self._numbers[handle.request_id]
@@ -232,14 +234,11 @@ class Generation:
             else:
                 yield from self._convert(index, event)
 
-    def _deliveries(self, timeout_s: float | None) -> list[Delivery]:
-        deliveries = self._outbox.take()
-        if not deliveries and timeout_s != 0:
-            try:
-                deliveries = [self._outbox.get(timeout_s), *self._outbox.take()]
-            except queue.Empty:
-                return []
-        return deliveries
+    def _awaited(self, timeout_s: float | None) -> list[Delivery]:
+        try:
+            return [self._outbox.get(timeout_s), *self._outbox.take()]
+        except queue.Empty:
+            return []
 
     def outputs(self) -> Iterator[Output]:
         """All outputs of all choices as they come; raises as ``poll``."""
@@ -281,6 +280,8 @@ class Generation:
 
 def _outputs(index: int, parts: Sequence[Part], token: TokenEvent | None = None) -> list[Output]:
     """What a token, or the end, adds to a choice: a token is part of exactly one Piece."""
+    if token is not None and len(parts) == 1 and isinstance(parts[0], Text):
+        return [Piece(index, parts[0].text, token.token_id, token.logprobs)]
     outputs: list[Output] = []
     if token is not None and not (parts and isinstance(parts[0], Text)):
         outputs.append(Piece(index, "", token.token_id, token.logprobs))

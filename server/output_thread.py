@@ -174,7 +174,8 @@ class OutputThread:
             stream.backlog += data[sent:]
             self._block(stream, progress=sent > 0)
             return
-        self._unblock(stream)
+        if stream.blocked_since is not None:
+            self._unblock(stream)
         if stream.events.ended:
             self._finish(stream)
 
@@ -186,9 +187,8 @@ class OutputThread:
             stream.blocked_since = self._now
 
     def _unblock(self, stream: _Stream) -> None:
-        if stream.blocked_since is not None:
-            stream.blocked_since = None
-            self._epoll.unregister(stream.fd)
+        stream.blocked_since = None
+        self._epoll.unregister(stream.fd)
 
     def _give_up(self, stream: _Stream) -> None:
         """The client does not read, or has gone: end the request and cut the connection."""
@@ -198,8 +198,9 @@ class OutputThread:
         self._finish(stream)
 
     def _finish(self, stream: _Stream) -> None:
-        with contextlib.suppress(OSError):
-            self._unblock(stream)
+        if stream.blocked_since is not None:
+            with contextlib.suppress(OSError):
+                self._unblock(stream)
         self._streams.pop(stream.fd, None)
         stream.done.set()
 

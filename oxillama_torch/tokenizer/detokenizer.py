@@ -26,6 +26,9 @@ class Detokenizer:
         self._skip_special = skip_special
         self._drop_space = at_start and tokenizer.adds_space
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._texts = tokenizer.texts
+        # Whether a token's text depends on nothing before it.
+        self._at_boundary = not self._drop_space
 
     def push(self, token_id: int) -> str:
         """Return the text that ``token_id`` completes, often a part of it or none.
@@ -33,13 +36,20 @@ class Detokenizer:
         Raises:
             RequestError: the id is outside the vocabulary.
         """
+        if self._at_boundary:
+            text = self._texts[token_id]
+            if text is not None:
+                return text
         data = self._tokenizer.token_bytes(token_id)
         if token_id in self._tokenizer.special_ids:
             data = b"" if self._skip_special else data
         elif self._drop_space:
             data = data.removeprefix(b" ")
             self._drop_space = False
-        return self._decoder.decode(data)
+        text = self._decoder.decode(data)
+        pending, _ = self._decoder.getstate()
+        self._at_boundary = not (pending or self._drop_space)
+        return text
 
     def flush(self) -> str:
         """Return what is left: U+FFFD where the ids ended inside a character."""

@@ -51,6 +51,7 @@ class StopStrings:
         if not all(stop):
             raise RequestError("a stop string is empty", param="stop")
         self._matchers = [_StopMatcher(s) for s in sorted(set(stop), key=len, reverse=True)]
+        self._first = frozenset(s[0] for s in stop)
         self._held = ""
         self.finished: str | None = None
 
@@ -58,8 +59,10 @@ class StopStrings:
         """Take more text; return what may be shown now. After a stop string: nothing."""
         if self.finished is not None:
             return ""
+        if not self._held and self._first.isdisjoint(new):
+            return new
         held = self._held
-        for i, char in enumerate(new) if self._matchers else ():
+        for i, char in enumerate(new):
             for matcher in self._matchers:
                 if matcher.push(char) and self.finished is None:
                     self.finished = matcher.stop
@@ -68,7 +71,7 @@ class StopStrings:
                 self._held = ""
                 return seen.removesuffix(self.finished)
         text = held + new
-        keep = max((matcher.matched for matcher in self._matchers), default=0)
+        keep = max(matcher.matched for matcher in self._matchers)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -88,6 +91,9 @@ class TextStream:
         stop: stop strings; they are not part of the text.
         skip_special: leave special tokens out of the text.
 
+    Attributes:
+        finished: the stop string that ended the text, or None.
+
     Raises:
         RequestError: an empty stop string.
     """
@@ -97,33 +103,20 @@ class TextStream:
     ) -> None:
         self._detokenizer = Detokenizer(tokenizer, skip_special=skip_special)
         self._stop = StopStrings(stop)
-        self._shown: list[str] = []
-
-    @property
-    def finished(self) -> str | None:
-        """The stop string that ended the text, or None."""
-        return self._stop.finished
-
-    @property
-    def text(self) -> str:
-        """Everything returned so far."""
-        self._shown = ["".join(self._shown)]
-        return self._shown[0]
+        self.finished: str | None = None
 
     def push(self, token_id: int) -> str:
         """Take one id; return the text that may be shown now. After a stop string: nothing."""
         if self.finished is not None:
             return ""
-        return self._show(self._stop.push(self._detokenizer.push(token_id)))
+        text = self._stop.push(self._detokenizer.push(token_id))
+        self.finished = self._stop.finished
+        return text
 
     def flush(self) -> str:
         """End the text; return what was held back."""
         if self.finished is not None:
             return ""
         text = self._stop.push(self._detokenizer.flush())
-        return self._show(text + self._stop.flush())
-
-    def _show(self, text: str) -> str:
-        if text:
-            self._shown.append(text)
-        return text
+        self.finished = self._stop.finished
+        return text + self._stop.flush()

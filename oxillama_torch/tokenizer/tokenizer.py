@@ -7,6 +7,7 @@ text becomes one unless ``parse_special`` asks for it.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -17,6 +18,22 @@ from oxillama_torch.tokenizer.spm import SPACE, byte_tokens
 from oxillama_torch.tokenizer.vocab import TokenType, Vocab, read_vocab
 
 __all__ = ["Tokenizer"]
+
+
+class _Texts(dict[int, str | None]):
+    """See ``Tokenizer.texts``; filled as tokens are asked for."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __missing__(self, token_id: int) -> str | None:
+        data = self._tokenizer.token_bytes(token_id)
+        text = None
+        if token_id not in self._tokenizer.special_ids:
+            with contextlib.suppress(UnicodeDecodeError):
+                text = data.decode()
+        self[token_id] = text
+        return text
 
 
 class Tokenizer:
@@ -31,6 +48,8 @@ class Tokenizer:
         eos_ids: every id that ends a generation.
         special_ids: ids that text never becomes without ``parse_special``.
         special_tokens: spellings by the names templates use: ``bos_token``, ``eos_token``, ...
+        texts: by its id, the text of each token that always stands for the same one; None for
+            special tokens and parts of characters. An id outside the vocabulary: RequestError.
         suppressed_ids: ids the model must not sample.
         adds_space: whether a space is put before every text (SentencePiece vocabularies).
         add_bos, add_eos: whether ``encode(add_special=True)`` adds them.
@@ -48,6 +67,7 @@ class Tokenizer:
         self._encoder = build_encoder(vocab, pre)
         self._byte_of = {i: byte for byte, i in byte_tokens(vocab).items()}
         self._bytes: dict[int, bytes] = {}
+        self.texts = _Texts(self)
         self.adds_space = self._spm and vocab.add_space_prefix is not False
 
         self.vocab_size = len(vocab.tokens)
