@@ -19,6 +19,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 
 from oxillama_torch.server import sse
 from oxillama_torch.server.event_stream import Frames
@@ -125,20 +126,20 @@ class OutputThread:
                 if fd == self._wake_fd:
                     os.eventfd_read(self._wake_fd)
                 elif fd in self._streams:
-                    self._guarded(self._resume, self._streams[fd])
+                    self._each(self._resume, [self._streams[fd]])
             # Not until there are none: slow sockets and pings have their turn too.
             for _ in range(len(self._noted)):
-                for stream in self._noted.popleft():
-                    self._guarded(self._take, stream)
+                self._each(self._take, self._noted.popleft())
             self._check()
 
-    def _guarded(self, step, stream: _Stream) -> None:
-        """A bug in one stream must not end the others."""
-        try:
-            step(stream)
-        except Exception:
-            log.exception("a stream failed in the output thread")
-            self._give_up(stream)
+    def _each(self, step: Callable[[_Stream], None], streams: list[_Stream]) -> None:
+        """Take a step with each of some streams. A bug in one must not end the others."""
+        for stream in streams:
+            try:
+                step(stream)
+            except Exception:
+                log.exception("a stream failed in the output thread")
+                self._give_up(stream)
 
     def _take(self, stream: _Stream) -> None:
         """Send what the stream has to say, behind what its socket did not take before."""
@@ -218,7 +219,7 @@ class OutputThread:
                 if now - stream.blocked_since > self._send_timeout_s:
                     self._give_up(stream)
             elif now - stream.last_write >= self.ping_interval_s:
-                self._guarded(self._ping, stream)
+                self._each(self._ping, [stream])
 
     def _ping(self, stream: _Stream) -> None:
         self._send(stream, stream.framed(stream.ping))
