@@ -108,6 +108,7 @@ class PacedEngine:
 def solo_pace(rate: float, streams: int, seconds: float) -> float:
     """Steps per second with as many requests and nobody who listens."""
     engine, unread = PacedEngine(rate), Outbox()
+    unread.notify(lambda _: unread.take(), None)
     for number in range(streams):
         handle = RequestHandle(_Request(number), engine.cancel, unread)
         engine._counts[handle.request_id] = 0
@@ -240,6 +241,7 @@ def measure(
     clients.read(time.perf_counter() + _SETTLE_S)
     clients.forget()
     used, used_here, made = _cpu(worker), time.process_time(), steps.value
+    threads = _threads(worker)
     started = time.perf_counter()
     clients.read(started + options.seconds)
     seconds = time.perf_counter() - started
@@ -250,11 +252,24 @@ def measure(
         "pieces": sum(map(len, clients.arrivals.values())) / options.streams / seconds,
         "gaps": [b - a for times in clients.arrivals.values() for a, b in zip(times, times[1:])],
         "server": (_cpu(worker) - used) / seconds,
+        "threads": sorted(
+            (
+                ((u - threads[i][0]) / seconds, (s - threads[i][1]) / seconds)
+                for i, (u, s) in _threads(worker).items()
+                if i in threads
+            ),
+            key=sum,
+            reverse=True,
+        )[:2],
         "client": (time.process_time() - used_here) / seconds,
         "memory": (worker.memory_info().rss - before) / options.streams,
     }
     clients.close()
     return found
+
+
+def _threads(process: psutil.Process) -> dict[int, tuple[float, float]]:
+    return {thread.id: (thread.user_time, thread.system_time) for thread in process.threads()}
 
 
 def _cpu(process: psutil.Process) -> float:
@@ -275,6 +290,8 @@ def report(found: dict, solo: float, options: argparse.Namespace) -> None:
     print(f"gap ms: median {median(gaps) * 1e3:.1f}, p99 {p[989] * 1e3:.1f}, "
           f"p99.9 {p[998] * 1e3:.1f}, longest {max(gaps) * 1e3:.0f}")  # fmt: skip
     print(f"processors used: server {found['server']:.2f}, client {found['client']:.2f}")
+    for user, system in found["threads"]:
+        print(f"  of the server's, one thread: {user:.2f} and {system:.2f} in the kernel")
     print(f"memory per stream: {found['memory'] / 1024:.0f} KiB")
 
 

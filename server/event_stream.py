@@ -65,6 +65,11 @@ class EventStream:
             done, or of the error that it has.
     """
 
+    __slots__ = (
+        "_end", "_error_frame", "_form", "_keep", "_kept", "_request_id", "_tell", "abort",
+        "client_gone", "close", "ended", "generation",
+    )  # fmt: skip
+
     def __init__(
         self,
         generation: Generation,

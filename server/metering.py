@@ -23,6 +23,11 @@ class Meter:
         allowance: what the tokens are charged to, or None.
     """
 
+    __slots__ = (
+        "_first_tokens", "_gap_seconds", "_gaps", "_metrics", "allowance", "cached_tokens",
+        "completion_tokens", "errors", "model", "prompt_tokens", "started",
+    )  # fmt: skip
+
     def __init__(self, metrics: Metrics | None = None, allowance: Allowance | None = None) -> None:
         self._metrics, self.allowance = metrics, allowance
         self._gaps = [0] * (len(GAP_BOUNDS_S) + 1)

@@ -133,6 +133,11 @@ class Generation:
         reply_format: how replies are written; None: they are plain text.
     """
 
+    __slots__ = (
+        "_adapters", "_end_with", "_n", "_numbers", "_outbox", "_reply_format", "_service",
+        "_unfinished", "choices", "meter",
+    )  # fmt: skip
+
     def __init__(
         self,
         service: Service,
@@ -216,9 +221,9 @@ class Generation:
         deliveries = self._outbox.take()
         if not deliveries and timeout_s != 0:
             deliveries = self._awaited(timeout_s)
-        now = time.perf_counter()
+        now, several = time.perf_counter(), len(self.choices) > 1
         for handle, event in deliveries:
-            index = self._numbers[handle.request_id]
+            index = self._numbers[handle.request_id] if several else 0
             choice = self.choices[index]
             if choice.finished:
                 continue

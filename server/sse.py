@@ -38,7 +38,7 @@ class TextFrame:
 
     def __call__(self, text: str) -> bytes:
         """The ``data:`` event with this text."""
-        return self._before + orjson.dumps(text) + self._after
+        return b"".join((self._before, orjson.dumps(text), self._after))
 
 
 def named_frame(line: bytes) -> bytes:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import selectors
 import socket
 import struct
@@ -36,6 +37,9 @@ _LINGER_S = 2.0
 # Before the end of the grace period streams are ended with an error event.
 _LAST_WORDS_S = 2.0
 _READ_BYTES = 64 * 1024
+# A step makes some objects per stream, which die with it: to look for cycles among them every 700
+# objects, as Python does by itself, took a third of the time of a thousand streams.
+_OBJECTS_PER_COLLECTION = 50_000
 
 
 class _Connection(TConn):
@@ -61,6 +65,13 @@ class Worker(ThreadWorker):
         self._collecting: set[_Connection] = set()
         self._lingering: dict[socket.socket, float] = {}
         self._draining = False
+
+    def load_wsgi(self) -> None:
+        super().load_wsgi()
+        # Modules and models stay for good: they need not be searched for garbage again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_OBJECTS_PER_COLLECTION, *gc.get_threshold()[1:])
 
     # Accepting and collecting, on the poller's thread
 
@@ -215,7 +226,9 @@ class Worker(ThreadWorker):
 
     def handle_exit(self, sig, frame) -> None:
         """SIGTERM: drain, then stop. The listener stays open, so that nobody is left waiting."""
-        lifecycle = getattr(self.wsgi, "extensions", {}).get("lifecycle")
+        # Without an application it is still being loaded.
+        application = getattr(self, "wsgi", None)
+        lifecycle = getattr(application, "extensions", {}).get("lifecycle")
         if lifecycle is None:
             super().handle_exit(sig, frame)
         elif not self._draining:

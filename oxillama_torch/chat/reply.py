@@ -29,6 +29,8 @@ class PlainReply:
         reasoning_tokens: how many of the tokens were reasoning.
     """
 
+    __slots__ = ("_stream",)
+
     calls = 0
     reasoning_tokens = 0
 

@@ -120,6 +120,8 @@ class RequestHandle:
     request's adapters had when it was submitted, ``matcher`` watches over its constraint.
     """
 
+    __slots__ = ("_cancel", "adapters", "matcher", "outbox", "request", "request_id")
+
     def __init__(
         self,
         request: GenerationRequest,

@@ -19,6 +19,10 @@ class Detokenizer:
             dropped as ``Tokenizer.decode`` does. Generated ids continue a prompt: theirs stays.
     """
 
+    __slots__ = (
+        "_at_boundary", "_decoder", "_drop_space", "_skip_special", "_texts", "_tokenizer",
+    )  # fmt: skip
+
     def __init__(
         self, tokenizer: Tokenizer, *, skip_special: bool = False, at_start: bool = False
     ) -> None:

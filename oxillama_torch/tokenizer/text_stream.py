@@ -47,6 +47,8 @@ class StopStrings:
         RequestError: an empty stop string.
     """
 
+    __slots__ = ("_first", "_held", "_matchers", "finished")
+
     def __init__(self, stop: tuple[str, ...] = ()) -> None:
         if not all(stop):
             raise RequestError("a stop string is empty", param="stop")
@@ -98,15 +100,19 @@ class TextStream:
         RequestError: an empty stop string.
     """
 
+    __slots__ = ("_detokenizer", "_stop", "finished")
+
     def __init__(
         self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), skip_special: bool = True
     ) -> None:
         self._detokenizer = Detokenizer(tokenizer, skip_special=skip_special)
-        self._stop = StopStrings(stop)
+        self._stop = StopStrings(stop) if stop else None
         self.finished: str | None = None
 
     def push(self, token_id: int) -> str:
         """Take one id; return the text that may be shown now. After a stop string: nothing."""
+        if self._stop is None:
+            return self._detokenizer.push(token_id)
         if self.finished is not None:
             return ""
         text = self._stop.push(self._detokenizer.push(token_id))
@@ -115,6 +121,8 @@ class TextStream:
 
     def flush(self) -> str:
         """End the text; return what was held back."""
+        if self._stop is None:
+            return self._detokenizer.flush()
         if self.finished is not None:
             return ""
         text = self._stop.push(self._detokenizer.flush())
