@@ -7,11 +7,14 @@ import json
 import random
 import statistics
 import time
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
-from oxillama_torch.errors import EngineError, UnsupportedError
+from oxillama_torch.bench.stream_client import post_stream
+from oxillama_torch.errors import EngineError
 
 __all__ = ["Load", "Stream", "apply_load", "first_model", "prompt_of", "summary"]
 
@@ -60,12 +63,11 @@ def first_model(url: str, api_key: str | None = None) -> str:
     Raises:
         EngineError: it cannot be reached, or lists none.
     """
-    httpx = _httpx()
+    request = urllib.request.Request(f"{url}/v1/models", headers=_headers(api_key))
     try:
-        answer = httpx.get(f"{url}/v1/models", headers=_headers(api_key), timeout=10)
-        answer.raise_for_status()
-        return answer.json()["data"][0]["id"]
-    except (httpx.HTTPError, KeyError, IndexError, ValueError) as error:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.load(answer)["data"][0]["id"]
+    except (OSError, KeyError, IndexError, ValueError) as error:
         raise EngineError(f"no model at {url}/v1/models: {error}") from error
 
 
@@ -115,26 +117,19 @@ def _percentile(values: Sequence[float], share: float) -> float:
 
 
 async def _send_all(load: Load, progress: Callable[[int], None]) -> list[Stream]:
-    httpx = _httpx()
-    limits = httpx.Limits(max_connections=load.concurrency)
     waiting = iter(range(load.requests))
     streams: list[Stream] = []
 
-    async with httpx.AsyncClient(
-        limits=limits, timeout=load.timeout_s, headers=_headers(load.api_key)
-    ) as client:
+    async def worker() -> None:
+        for number in waiting:
+            streams.append(await _send(load, number))
+            progress(len(streams))
 
-        async def worker() -> None:
-            for number in waiting:
-                streams.append(await _send(client, load, number))
-                progress(len(streams))
-
-        await asyncio.gather(*(worker() for _ in range(load.concurrency)))
+    await asyncio.gather(*(worker() for _ in range(load.concurrency)))
     return streams
 
 
-async def _send(client: Any, load: Load, number: int) -> Stream:
-    httpx = _httpx()
+async def _send(load: Load, number: int) -> Stream:
     body = {
         "model": load.model,
         "messages": [{"role": "user", "content": prompt_of(load, number)}],
@@ -145,28 +140,21 @@ async def _send(client: Any, load: Load, number: int) -> Stream:
         **load.extra,
     }
     stream = Stream(time.perf_counter())
+    url = f"{load.url}/v1/chat/completions"
     try:
-        url = f"{load.url}/v1/chat/completions"
-        async with client.stream("POST", url, json=body) as answer:
-            if answer.status_code != 200:
-                text = (await answer.aread()).decode(errors="replace")
-                stream.error = f"{answer.status_code}: {text[:200]}"
-                return stream
-            async for line in answer.aiter_lines():
-                _take(stream, line)
-    except httpx.HTTPError as error:
+        async with asyncio.timeout(load.timeout_s):
+            await post_stream(url, body, _headers(load.api_key), partial(_take, stream))
+    except EngineError as error:
+        stream.error = str(error)
+    except (OSError, ValueError) as error:
         stream.error = f"{type(error).__name__}: {error}"
     if stream.error is None and not stream.tokens:
         stream.error = "the stream has ended without usage"
     return stream
 
 
-def _take(stream: Stream, line: str) -> None:
-    """One line of a stream: a chunk with text, or the usage at the end."""
-    if not line.startswith("data: {"):
-        return
-    now = time.perf_counter()
-    chunk = json.loads(line[6:])
+def _take(stream: Stream, chunk: dict[str, Any], now: float) -> None:
+    """One event of a stream: a chunk with text, or the usage at the end."""
     if "error" in chunk:
         stream.error = str(chunk["error"].get("message", chunk["error"]))
     elif chunk.get("usage"):
@@ -183,11 +171,3 @@ def prompt_of(load: Load, number: int) -> str:
 
 def _headers(api_key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {api_key}"} if api_key else {}
-
-
-def _httpx() -> Any:
-    try:
-        import httpx
-    except ModuleNotFoundError:
-        raise UnsupportedError("load tests without httpx", ("pip install httpx",)) from None
-    return httpx

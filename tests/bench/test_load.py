@@ -84,7 +84,7 @@ def test_failures_are_counted_and_told(server, fault):
     changes = {"status": {"api_key": None}, "port": {"url": "http://127.0.0.1:9"}}.get(fault, {})
     row = apply_load(_load(server, **changes))
     assert row["failed"] == 4
-    assert {"status": "401", "event": "broken", "port": "ConnectError"}[fault] in row["errors"]
+    assert {"status": "401", "event": "broken", "port": "Connect"}[fault] in row["errors"]
 
 
 def test_no_server():
