@@ -142,11 +142,11 @@ async def _send(load: Load, number: int) -> Stream:
     stream = Stream(time.perf_counter())
     url = f"{load.url}/v1/chat/completions"
     try:
-        async with asyncio.timeout(load.timeout_s):
-            await post_stream(url, body, _headers(load.api_key), partial(_take, stream))
+        asked = post_stream(url, body, _headers(load.api_key), partial(_take, stream))
+        await asyncio.wait_for(asked, load.timeout_s)
     except EngineError as error:
         stream.error = str(error)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, asyncio.TimeoutError) as error:  # noqa: UP041 (of its own in 3.10)
         stream.error = f"{type(error).__name__}: {error}"
     if stream.error is None and not stream.tokens:
         stream.error = "the stream has ended without usage"

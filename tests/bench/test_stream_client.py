@@ -1,6 +1,7 @@
 """The client of load tests. Oracle: a server that writes given bytes (RFC 9112 chunks, SSE)."""
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -20,19 +21,28 @@ def events(*writes):
     """What the client makes of an answer that is written in these parts."""
     got = []
 
-    async def serve(reader, writer):
-        await reader.readuntil(b"\r\n\r\n")
-        for data in writes:
-            writer.write(data)
-            await writer.drain()
-            await asyncio.sleep(0.005)
-        writer.close()
-
     async def run():
+        served = asyncio.Event()
+
+        async def serve(reader, writer):
+            with contextlib.suppress(ConnectionError):
+                await reader.readuntil(b"\r\n\r\n")
+                for data in writes:
+                    writer.write(data)
+                    await writer.drain()
+                    await asyncio.sleep(0.005)
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+            served.set()
+
         async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
             url = f"http://127.0.0.1:{port}/v1/x"
-            await post_stream(url, {"a": 1}, {}, lambda event, now: got.append(event["n"]))
+            try:
+                await post_stream(url, {"a": 1}, {}, lambda event, now: got.append(event["n"]))
+            finally:
+                await served.wait()
 
     asyncio.run(run())
     return got
