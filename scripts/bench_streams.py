@@ -34,14 +34,15 @@ import psutil  # noqa: E402
 from flask import Flask  # noqa: E402
 
 from oxillama_torch.config import EngineConfig, ServerConfig, demo_model_path  # noqa: E402
-from oxillama_torch.engine.outbox import Delivery, Outbox, deliver  # noqa: E402
+from oxillama_torch.engine.outbox import Outbox, deliver  # noqa: E402
 from oxillama_torch.engine.request import (  # noqa: E402
-    FinishEvent,
+    GenerationRequest,
     PromptEvent,
     RequestHandle,
     TokenEvent,
 )
 from oxillama_torch.gguf.reader import read_gguf  # noqa: E402
+from oxillama_torch.sampling.params import SamplingParams  # noqa: E402
 from oxillama_torch.server.app import create_app  # noqa: E402
 from oxillama_torch.server.run import Application  # noqa: E402
 from oxillama_torch.server.service import Service  # noqa: E402
@@ -52,14 +53,13 @@ _OPEN_S, _SETTLE_S = 60.0, 2.0
 
 
 class PacedEngine:
-    """Gives every request a token per step, at a fixed pace, from one thread."""
+    """Gives every request a token per step, at a fixed pace, until its client hangs up."""
 
     alive, max_context, vocab_size, adapters, pooling = True, 100_000, 1000, None, None
 
     def __init__(self, rate: float, steps: Synchronized | None = None) -> None:
         self._period, self._shared = 1 / rate, steps
         self._handles: dict[str, RequestHandle] = {}
-        self._counts: dict[str, int] = {}
         self._lock = threading.Lock()
         self.steps = 0
         threading.Thread(target=self._run, daemon=True).start()
@@ -68,7 +68,6 @@ class PacedEngine:
         handle = RequestHandle(request, self.cancel, outbox)
         handle.put(PromptEvent(len(request.prompt_token_ids), 0))
         with self._lock:
-            self._counts[request.request_id] = 0
             self._handles[request.request_id] = handle
         return handle
 
@@ -87,46 +86,26 @@ class PacedEngine:
         while self.alive:
             with self._lock:
                 handles = list(self._handles.values())
-            deliver(self._made(handles))
+            deliver([(handle, TokenEvent(_TOKEN)) for handle in handles])
             self.steps += 1
             if self._shared is not None:
                 self._shared.value = self.steps
             due = max(due + self._period, time.perf_counter() - self._period)
             time.sleep(max(0.0, due - time.perf_counter()))
 
-    def _made(self, handles: list[RequestHandle]) -> list[Delivery]:
-        made: list[Delivery] = []
-        for handle in handles:
-            count = self._counts[handle.request_id] = self._counts[handle.request_id] + 1
-            made.append((handle, TokenEvent(_TOKEN)))
-            if count == handle.request.params.max_tokens:
-                self.cancel(handle.request_id)
-                made.append((handle, FinishEvent("length", count)))
-        return made
-
 
 def solo_pace(rate: float, streams: int, seconds: float) -> float:
     """Steps per second with as many requests and nobody who listens."""
     engine, unread = PacedEngine(rate), Outbox()
     unread.notify(lambda _: unread.take(), None)
-    for number in range(streams):
-        handle = RequestHandle(_Request(number), engine.cancel, unread)
-        engine._counts[handle.request_id] = 0
+    for _ in range(streams):
+        request = GenerationRequest(prompt_token_ids=(1,), params=SamplingParams())
+        handle = RequestHandle(request, engine.cancel, unread)
         engine._handles[handle.request_id] = handle
     before = engine.steps
     time.sleep(seconds)
     engine.stop()
     return (engine.steps - before) / seconds
-
-
-class _Request:
-    """What the engine reads of a request."""
-
-    class params:  # noqa: N801
-        max_tokens = None
-
-    def __init__(self, number: int) -> None:
-        self.request_id = f"solo-{number}"
 
 
 class PacedApplication(Application):

@@ -231,7 +231,11 @@ class Generation:
                 choice.completion_tokens += 1
                 self.meter.token(choice.last_token_at, now)
                 choice.last_token_at = now
-                yield from _outputs(index, choice.reply.push(event.token_id), event)
+                parts = choice.reply.push(event.token_id)
+                if len(parts) == 1 and isinstance(parts[0], Text):
+                    yield Piece(index, parts[0].text, event.token_id, event.logprobs)
+                else:
+                    yield from _outputs(index, parts, event)
                 if choice.reply.stopped:
                     yield from _outputs(index, choice.reply.flush())
                     choice.handle.cancel()
@@ -285,8 +289,6 @@ class Generation:
 
 def _outputs(index: int, parts: Sequence[Part], token: TokenEvent | None = None) -> list[Output]:
     """What a token, or the end, adds to a choice: a token is part of exactly one Piece."""
-    if token is not None and len(parts) == 1 and isinstance(parts[0], Text):
-        return [Piece(index, parts[0].text, token.token_id, token.logprobs)]
     outputs: list[Output] = []
     if token is not None and not (parts and isinstance(parts[0], Text)):
         outputs.append(Piece(index, "", token.token_id, token.logprobs))

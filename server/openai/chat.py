@@ -95,6 +95,11 @@ class ChatForm:
         remember: also while streaming, for the whole completion afterwards.
     """
 
+    __slots__ = (
+        "_choices", "_head", "_include_usage", "_logprobs", "_remember", "_service",
+        "_text_frames", "_usage",
+    )  # fmt: skip
+
     def __init__(
         self,
         service: Service,

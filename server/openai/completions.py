@@ -76,6 +76,10 @@ class _Choice:
 class CompletionForm:
     """Outputs of one generation in the shape of text completions."""
 
+    __slots__ = (
+        "_body", "_choices", "_head", "_n", "_prompts", "_text_frames", "_tokenizer", "_usage",
+    )  # fmt: skip
+
     def __init__(
         self, service: Service, body: CompletionBody, prompts: list[list[int]], n: int
     ) -> None:
