@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import queue
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Outbox:
         return taken
 
 
-def deliver(deliveries: Iterable[Delivery]) -> None:
+def deliver(deliveries: Sequence[Delivery]) -> None:
     """Put events into the outboxes of their requests, then tell the listeners.
 
     A listener that raises loses its own requests, nobody else's.
