@@ -46,7 +46,7 @@ class DecodeStep:
         batch = ForwardBatch(
             input_ids=state.column("input_ids", count),
             positions=positions,
-            slot_mapping=slots.where(state.column("active", count) > 0, -1),
+            slot_mapping=slots.masked_fill(state.column("active", count) == 0, -1),
             page_table=table,
             query_start=state.query_start[: count + 1],
             seq_lens=(positions + 1).to(torch.int32),

@@ -319,7 +319,7 @@ class Engine:
             "prefix_hit_tokens": self._scheduler.prefix_hit_tokens,
             "preemptions": self._scheduler.preemptions,
             "sampled_by_op": self._runner.sampled_by["op"] + lines.sampled,
-            "sampled_by_chain": self._runner.sampled_by["chain"],
+            "sampled_by_chain": self._runner.sampled_by["chain"] + lines.chained,
             "graphs": lines.graphs,
             "graph_bytes": lines.bytes,
             "graph_steps": lines.steps,

@@ -14,8 +14,9 @@ B lines.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 
 import torch
 
@@ -30,8 +31,8 @@ from oxillama_torch.engine.state import RequestState, ScheduledBatch, ScheduledI
 from oxillama_torch.errors import OxiLlamaError
 from oxillama_torch.kernels import registry
 from oxillama_torch.kvcache.pool import KVPool
-from oxillama_torch.sampling.mask import MaskFiller
-from oxillama_torch.sampling.sampler import pack, reported_logits, unpack
+from oxillama_torch.sampling.mask import MaskFiller, Masks
+from oxillama_torch.sampling.sampler import Sampled, pack, reported_logits, sample, unpack
 
 __all__ = ["Flight", "LineFigures", "LineRunner", "line_runner"]
 
@@ -43,14 +44,14 @@ class Flight:
     Args:
         items: its requests.
         lines: where each of them stands.
-        read: waits for the tokens.
-        failed: places among ``items`` that get no token, each with the reason.
+        read: waits for what was chosen.
+        chained: the tokens were chosen by the chain, and the lines do not know them.
     """
 
     items: list[ScheduledItem]
     lines: list[int]
-    read: Callable[[], list[float]]
-    failed: dict[int, OxiLlamaError]
+    read: Callable[[], list[Sampled]]
+    chained: bool = False
 
     @property
     def batch(self) -> ScheduledBatch:
@@ -64,7 +65,7 @@ class LineFigures:
     Args:
         graphs: recorded and at hand;  bytes: what they and the lines take on the device.
         steps: launched from graphs;  steps_ahead: those launched before the one before was read.
-        sampled: tokens chosen.
+        sampled, chained: tokens chosen in steps, and by the chain of their logits.
     """
 
     graphs: int = 0
@@ -72,6 +73,7 @@ class LineFigures:
     steps: int = 0
     steps_ahead: int = 0
     sampled: int = 0
+    chained: int = 0
 
 
 class LineRunner:
@@ -83,6 +85,7 @@ class LineRunner:
         device: copies tokens to the host.
         builder: knows the pages of running requests.
         masks: what grammars allow.
+        banned: int64 ids that no request may choose; None: none.
     """
 
     def __init__(
@@ -92,13 +95,14 @@ class LineRunner:
         device: GraphDevice,
         builder: BatchBuilder,
         masks: MaskFiller,
+        banned: torch.Tensor | None = None,
     ) -> None:
         self._state, self.graphs, self._device = state, graphs, device
-        self._builder, self._masks = builder, masks
+        self._builder, self._masks, self._banned = builder, masks, banned
         self._holders: list[RequestState | None] = [None] * state.lines
         # Where the device stands: the next position of each line, -1 for one that is not active.
         self._positions = [-1] * state.lines
-        self._steps = self._steps_ahead = self._sampled = 0
+        self._steps = self._steps_ahead = self._sampled = self._chained = 0
 
     def serves(self, batch: ScheduledBatch) -> bool:
         """Whether a step can be computed on lines."""
@@ -107,38 +111,43 @@ class LineRunner:
         return all(map(self._serves_item, batch.items))
 
     def _serves_item(self, item: ScheduledItem) -> bool:
+        one = item.count == 1 and item.samples and not item.scored_positions
+        return one and not item.state.adapters
+
+    def _chooses(self, item: ScheduledItem) -> bool:
+        """Whether the step itself can choose a request's token; else its logits go to the chain."""
         state = item.state
         params, history = state.request.params, state.row.history
         reports_masked = params.logprobs is not None and params.logprobs_mode == "masked"
         return (
-            item.count == 1
-            and item.samples
-            and not item.scored_positions
-            and not state.adapters
+            is_served(state.row)
             and not (reports_masked and state.matcher is not None)
             and (history is None or len(history.ids) + 2 < self._state.token_ids.shape[1])
-            and is_served(state.row)
         )
 
     def runs_ahead(self, flight: Flight) -> bool:
         """Whether the next step of the same requests needs nothing that the host must know."""
-        if registry.is_observed():
+        if flight.chained or registry.is_observed():
             return False
         return all(_feeds_itself(item.state, self._state) for item in flight.items)
 
     def launch(self, batch: ScheduledBatch) -> Flight:
         """Launch a step while none is in flight."""
-        items, lines = self._place(batch.items)
-        masks = self._masks.start([item.state.matcher for item in items])
+        chooses = all(map(self._chooses, batch.items))
+        items, lines = self._place(batch.items, chooses)
         self._sync_pages(items, lines)
+        masks = self._masks.start([item.state.matcher for item in items])
         shape = self._shape(items, len(items))
-        if masks is None:
+        if masks is None and chooses:
             self.graphs.replay(shape)
-            return self._flight(items, lines, {})
+            return self._flight(items, lines)
         try:
             self.graphs.replay(StepShape("forward", shape.lines, shape.reach))
         finally:
-            masks.wait()
+            if masks is not None:
+                masks.wait()
+        if not chooses:
+            return self._by_chain(items, lines, masks)
         places, words, failed = masks.words()
         self._state.write_bitmask(shape.lines, [lines[place] for place in places], words)
         self.graphs.replay(shape._replace(part="choose", reach=0, masked=True))
@@ -159,30 +168,42 @@ class LineRunner:
         self._sync_pages(items, lines)
         self.graphs.replay(self._shape(items, max(lines) + 1))
         self._steps_ahead += 1
-        return self._flight(items, lines, {})
+        return self._flight(items, lines)
 
     def collect(self, flight: Flight) -> dict[RequestState, ItemResult]:
         """Wait for the tokens of a step."""
-        rows = [item.state.row for item in flight.items]
-        vocab_size = self._state.logits.shape[1]
-        sampled = unpack(flight.read(), rows, vocab_size, flight.failed)
         return {
             item.state: ItemResult(out.token_id, out.logprobs, error=out.error)
-            for item, out in zip(flight.items, sampled)
+            for item, out in zip(flight.items, flight.read())
         }
 
     def figures(self) -> LineFigures:
         """Counted since the start."""
         taken = self._state.nbytes + self._device.memory()
-        counted = (self._steps, self._steps_ahead, self._sampled)
+        counted = (self._steps, self._steps_ahead, self._sampled, self._chained)
         return LineFigures(len(self.graphs), taken, *counted)
 
     def reset(self) -> None:
         """Forget who stands where, after a step that failed half-way."""
         self._vacate(range(self._state.lines))
 
+    def _by_chain(
+        self, items: list[ScheduledItem], lines: list[int], masks: Masks | None
+    ) -> Flight:
+        """Choose tokens on the host: some request wants a step that the device does not take."""
+        self._steps += 1
+        self._chained += len(items)
+        for item, line in zip(items, lines):
+            self._positions[line] = item.start  # not where the request goes on
+        rows = [item.state.row for item in items]
+        sampled = sample(self._state.logits[: len(items)], rows, self._banned, masks)
+        return Flight(items, lines, lambda: sampled, chained=True)
+
     def _flight(
-        self, items: list[ScheduledItem], lines: list[int], failed: dict[int, OxiLlamaError]
+        self,
+        items: list[ScheduledItem],
+        lines: list[int],
+        failed: Mapping[int, OxiLlamaError] = MappingProxyType({}),
     ) -> Flight:
         """Begin to read what was launched."""
         self._steps += 1
@@ -197,15 +218,22 @@ class LineRunner:
             if any(row.params.logprobs is not None for row in rows):
                 logits = self._state.logits[index]
         flat = pack(found, rows, reported_logits(logits, logits, rows))
-        return Flight(items, lines, self._device.fetch(flat), failed)
+        read, vocab_size = self._device.fetch(flat), self._state.logits.shape[1]
+        return Flight(items, lines, lambda: unpack(read(), rows, vocab_size, failed))
 
     def _shape(self, items: Sequence[ScheduledItem], lines: int) -> StepShape:
         reach = self.graphs.reach_for(max(item.stop for item in items))
         penalised = any(item.state.row.logit_steps for item in items)
         return StepShape("step", self.graphs.lines_for(lines), reach, penalised)
 
-    def _place(self, items: Sequence[ScheduledItem]) -> tuple[list[ScheduledItem], list[int]]:
+    def _place(
+        self, items: Sequence[ScheduledItem], chooses: bool
+    ) -> tuple[list[ScheduledItem], list[int]]:
         """Give every request one of the first lines, the one it has where that is possible.
+
+        Args:
+            items: one per request.
+            chooses: whether the step chooses tokens, and must know what penalties look at.
 
         Returns: items in order of their lines, and these.
         """
@@ -222,7 +250,10 @@ class LineRunner:
         for line, item in zip(free, wanted.values()):
             at[line] = item
         self._write(free, [at[line] for line in free])
-        self._write_windows(at)
+        if chooses:
+            # A window over the last tokens is kept by the host: it forgets some.
+            windows = (line for line, item in enumerate(at) if _has_window(item.state))
+            self._write_history(sorted({*free, *windows}))
         return at, list(range(count))
 
     def _vacate(self, lines: Iterable[int]) -> None:
@@ -251,18 +282,13 @@ class LineRunner:
                 columns[name].append(value)
         ends = [sorted(item.state.end_token_ids) for item in items]
         self._state.write(lines, columns, ends)
-        self._write_history(lines, items)
 
-    def _write_windows(self, items: Sequence[ScheduledItem]) -> None:
-        """A window over the last tokens is kept by the host: it forgets some."""
-        lines = [line for line, item in enumerate(items) if _has_window(item.state)]
-        self._write_history(lines, [items[line] for line in lines])
-
-    def _write_history(self, lines: Sequence[int], items: Sequence[ScheduledItem]) -> None:
-        penalised = [(line, i) for line, i in zip(lines, items) if i.state.row.logit_steps]
-        if penalised:
-            seen = [item.state.row.history.penalised() for _, item in penalised]
-            self._state.write_history([line for line, _ in penalised], seen)
+    def _write_history(self, lines: Sequence[int]) -> None:
+        """Bring what penalties look at to lines."""
+        rows = [(line, self._holders[line].row) for line in lines]
+        seen = {line: row.history.penalised() for line, row in rows if row.logit_steps}
+        if seen:
+            self._state.write_history(list(seen), list(seen.values()))
 
     def _sync_pages(self, items: Sequence[ScheduledItem], lines: Sequence[int]) -> None:
         """Bring pages that requests have got into their lines."""
@@ -299,7 +325,8 @@ def line_runner(
     banned = torch.tensor(sorted(banned_ids), device=model.device) if banned_ids else None
     step = DecodeStep(model, pool, state, banned)
     graphs = DecodeGraphs(step, state, device, builder.max_pages * pool.page_size)
-    return LineRunner(state, graphs, device, builder, MaskFiller(vocab_size, model.device))
+    masks = MaskFiller(vocab_size, model.device)
+    return LineRunner(state, graphs, device, builder, masks, banned)
 
 
 _COLUMNS = (

@@ -44,7 +44,7 @@ def test_one_greedy_request():
     assert stats["steps"] == 40 and stats["pages_used"] == 0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     arrivals=st.lists(
         st.tuples(st.integers(0, 12), st.integers(1, 40), st.integers(1, 30)),
