@@ -34,6 +34,8 @@ _COUNTERS = {
     "preemptions": ("oxillama_preemptions", "Requests set back for want of pages."),
     "sampled_by_op": ("oxillama_sampled_by_op", "Tokens chosen by the sample op."),
     "sampled_by_chain": ("oxillama_sampled_by_chain", "Tokens chosen by the sampling chain."),
+    "graph_steps": ("oxillama_graph_steps", "Steps replayed from CUDA graphs."),
+    "steps_ahead": ("oxillama_steps_ahead", "Of these, launched before the last one was read."),
     "steps": ("oxillama_steps", "Steps computed."),
     "step_seconds": ("oxillama_step_seconds", "Time spent in steps."),
     "step_failures": ("oxillama_step_failures", "Steps whose batch had to be taken apart."),
@@ -47,6 +49,8 @@ _GAUGES = {
     "pages": ("oxillama_kv_pages", "KV pages there are."),
     "pages_used": ("oxillama_kv_pages_used", "KV pages of running requests."),
     "pages_cached": ("oxillama_kv_pages_cached", "Free KV pages that hold a known prefix."),
+    "graphs": ("oxillama_graphs", "CUDA graphs at hand."),
+    "graph_bytes": ("oxillama_graph_bytes", "Memory of CUDA graphs and of what they work on."),
     "alive": ("oxillama_engine_alive", "1 while the engine serves."),
 }
 # llama-server's names, of the sum over all models.

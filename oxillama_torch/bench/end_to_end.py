@@ -44,7 +44,8 @@ def measure_model(
         progress: called with (runs done, runs in all), the first one being the warm-up.
         options: fields of EngineConfig.
 
-    Returns: the settings, ``load_s`` and the medians that ``measure_engine`` gives; with adapters
+    Returns: the settings, ``load_s``, of it ``graphs_s`` for recording CUDA graphs, how many those
+        are, the bytes they take, and the medians that ``measure_engine`` gives; with adapters
         ``bare_decode_tok_s`` too, and ``adapter_cost``: the share by which decoding takes longer.
     """
     # Random prompts share no prefix, but a later run must not meet the pages of an earlier one.
@@ -52,8 +53,10 @@ def measure_model(
         **{"model": Path(path), "max_batch_size": batch_size, "prefix_cache": False} | options
     )
     started = time.perf_counter()
-    with LLM.from_config(config) as llm:
+    recorded = [0.0, 0.0]
+    with LLM.from_config(config, *_watched(recorded)) as llm:
         load_s = time.perf_counter() - started
+        stats = llm.engine.stats()
         names = add_random_adapters(llm.engine.adapters, adapters, rank)
         sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
         timings = []
@@ -75,8 +78,23 @@ def measure_model(
         "adapters": adapters,
         "runs": runs,
         "load_s": load_s,
+        "graphs_s": recorded[1] - recorded[0],
+        "num_graphs": stats["graphs"],
+        "graph_bytes": stats["graph_bytes"],
     }
     return row | _medians(timings[1:])
+
+
+def _watched(times: list[float]) -> tuple[Callable[[int, int], None], Callable[[int, int], None]]:
+    """Callbacks that keep when the last weight came and when the last graph was recorded."""
+
+    def loaded(done: int, total: int) -> None:
+        times[:] = [time.perf_counter()] * 2
+
+    def recording(done: int, total: int) -> None:
+        times[1] = time.perf_counter()
+
+    return loaded, recording
 
 
 def _medians(timings: list[dict[str, float]]) -> dict[str, float]:

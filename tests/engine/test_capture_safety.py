@@ -39,7 +39,10 @@ _OPS = ("attention", "embedding", "gated", "quant_matmul", "quant_matmul_experts
 class Refusing(TorchDispatchMode):
     """Refuses what cannot be captured; counts what can."""
 
-    _FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "repeat_interleave")
+    _FORBIDDEN = (
+        *("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.unique"),
+        "aten.repeat_interleave.Tensor",
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,9 +50,9 @@ class Refusing(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.calls += 1
-        name = func.overloadpacket.__name__
-        assert not name.startswith(self._FORBIDDEN), f"{func} asks for a value"
+        assert not str(func).startswith(self._FORBIDDEN), f"{func} asks for a value"
         out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
         if name in ("_to_copy", "copy_"):
             other = out if name == "_to_copy" else args[1]
             assert args[0].device == other.device, f"{func} copies between devices"

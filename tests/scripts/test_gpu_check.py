@@ -18,11 +18,12 @@ def _run(tmp_path, *arguments):
 
 
 def test_sections_run_and_are_written_down(tmp_path):
-    done, found = _run(tmp_path, "--only", "ceilings", "kernels", "demo")
+    done, found = _run(tmp_path, "--only", "ceilings", "kernels", "host", "demo")
     assert done.returncode == 0, done.stdout + done.stderr
     sections = found["sections"]
     assert sections["ceilings"]["copy"] > 0
     assert {row["type"] for row in sections["kernels"]["rows"]} == {"Q8_0", "Q4_K"}
+    assert all(row["replays"] == row["copies"] == 1 for row in sections["host"]["rows"])
     assert all(row["decode_tok_s"] > 0 for row in sections["demo"]["rows"])
     [table] = tmp_path.glob("*.md")
     assert "| Q4_K | 16 |" in table.read_text()
