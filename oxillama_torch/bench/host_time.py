@@ -51,7 +51,7 @@ def measure_host(batch_size: int, *, steps: int = 200, prompt_tokens: int = 512)
     params = SamplingParams(temperature=0, seed=0, max_tokens=2 * steps + 32, ignore_eos=True)
     for _ in range(batch_size):
         request = GenerationRequest(prompt_token_ids=(_TOKEN,) * prompt_tokens, params=params)
-        engine.add(RequestHandle(request, lambda _: None, sink=lambda *_: None))
+        engine.add(RequestHandle(request, lambda _: None))
     with torch.inference_mode():
         while engine.stats()["steps_ahead"] < 2:
             engine.step()

@@ -185,7 +185,9 @@ class LineRunner:
 
     def reset(self) -> None:
         """Forget who stands where, after a step that failed half-way."""
-        self._vacate(range(self._state.lines))
+        self._holders = [None] * self._state.lines
+        self._positions = [-1] * self._state.lines
+        self._state.deactivate(range(self._state.lines))
 
     def _by_chain(
         self, items: list[ScheduledItem], lines: list[int], masks: Masks | None
@@ -271,7 +273,7 @@ class LineRunner:
         for line, item in zip(lines, items):
             state = item.state
             assert state.row.position == item.stop, "the row is at the token to be chosen"
-            self._holders[line] = state
+            self._holders[line], self._positions[line] = state, item.start
             state.held.synced = 0  # its pages are not in this line yet
             history = state.row.history
             settings = asdict(RowSettings.of(state.row, self._state.logits.shape[1]))

@@ -117,10 +117,8 @@ class Scheduler:
 
         Returns: None where that must be known first, or others have a turn.
         """
-        if self._others_may_run() or len(self.running) > len(flight.items):
-            return None
         flying = {item.state for item in flight.items}
-        if any(state not in flying for state in self.running):
+        if self._others_may_run() or any(state not in flying for state in self.running):
             return None
         items = []
         for item in flight.items:

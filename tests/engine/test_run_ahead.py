@@ -173,6 +173,23 @@ def test_a_launch_that_fails_costs_nobody_a_token(at, caplog):
     assert run.engine.stats()["step_failures"] == 1
 
 
+def test_a_launch_that_fails_leaves_nobody_behind_on_its_lines(caplog):
+    """One would go on writing into pages that are others' by now."""
+    device = RecordedCalls()
+    run = driver(device, kv_pages=6, prefix_cache=False)
+    ids = [run.add(request_for(p, max_tokens=9)) for p in prompts_of([9] * 4)]
+    run.step()
+    device.fail_next = True
+    with caplog.at_level(logging.CRITICAL):
+        run.step()
+    for request_id in ids:
+        run.cancel(request_id)
+    prompts = prompts_of([12, 13, 14])
+    results = run.run(*(request_for(p, max_tokens=12) for p in prompts))
+    for events, prompt in zip(results, prompts):
+        assert tokens_of(events) == continuation(prompt, 12, VOCABULARY, set())
+
+
 def test_other_weights_and_other_kernels_make_new_graphs():
     device = RecordedCalls()
     run, prompt = driver(device), [5, 6, 7]
