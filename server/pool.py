@@ -30,6 +30,9 @@ __all__ = ["Services"]
 log = logging.getLogger(__name__)
 
 _LEASE_CHECK_S = 0.02
+# Clients that ask again at once for what is being loaded would take the interpreter from the thread
+# that loads it.
+_REFUSAL_PAUSE_S = 0.05
 
 Adapters = tuple[tuple[str, float], ...]
 OpenModel = Callable[[EngineConfig, Callable[[int, int], None]], LLM]
@@ -85,13 +88,17 @@ class Services:
         Raises:
             RequestError: nothing is called so (404), or it is being loaded (503).
         """
-        with self._lock:
-            entry, adapters = self._look_up(name)
-            entry.last_used = time.monotonic()
-            if has_request_context():
-                entry.leases += 1
-                g.setdefault("model_leases", []).append(entry)
-            return entry.service, adapters
+        try:
+            with self._lock:
+                entry, adapters = self._look_up(name)
+                entry.last_used = time.monotonic()
+                if has_request_context():
+                    entry.leases += 1
+                    g.setdefault("model_leases", []).append(entry)
+                return entry.service, adapters
+        except ModelLoading:
+            time.sleep(_REFUSAL_PAUSE_S)
+            raise
 
     @contextlib.contextmanager
     def lease(self, name: str) -> Iterator[tuple[Service, Adapters]]:

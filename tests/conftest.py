@@ -24,7 +24,7 @@ torch.set_num_threads(min(2, os.cpu_count() or 1))
 # Threads that libraries keep for the life of the process: Inductor's compile workers and tqdm's
 # monitor.
 _LIBRARY_THREADS = ("InductorSubproc", "SubprocPool", "TMonitor", "tqdm_monitor")
-_LEAK_GRACE_S = 3.0
+_LEAK_GRACE_S = 30.0
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -2,9 +2,9 @@
 
 import shutil
 import threading
-import time
 
 import pytest
+from waiting import PATIENCE_S, until
 
 from oxillama_torch.config import ServerConfig, demo_model_path
 from oxillama_torch.errors import CapacityError
@@ -28,14 +28,12 @@ def root(tmp_path):
     return root
 
 
-def wait_ready(client, name, timeout_s=30):
-    deadline = time.monotonic() + timeout_s
-    while True:
+def wait_ready(client, name):
+    def loaded():
         models = {m["id"]: m for m in client.get("/admin/models").get_json()["data"]}
-        if models[name]["status"] != "loading":
-            return models[name]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+        return models[name] if models[name]["status"] != "loading" else None
+
+    return until(loaded, "the model is not loaded")
 
 
 def load(client, name, path="real.gguf"):
@@ -172,19 +170,18 @@ def test_a_load_that_fails_says_why_and_the_server_can_stop_while_loading(llm, r
 
     def open_model(config, progress):
         entered.set()
-        assert leave.wait(10)
+        assert leave.wait(PATIENCE_S)
         progress(1, 2)
         raise OSError(5, "disk on fire")
 
     service = Service.from_llm(llm, ServerConfig())
     services = Services(service, ServerConfig(), open_model)
     services.load("two", root / "real.gguf")
-    assert entered.wait(10)
+    assert entered.wait(PATIENCE_S)
     with pytest.raises(Exception, match="being loaded"):
         services.find("two")
     leave.set()
-    while services.describe()[1]["status"] == "loading":
-        time.sleep(0.01)
+    until(lambda: services.describe()[1]["status"] != "loading", "loading does not end")
     with pytest.raises(Exception, match="disk on fire"):
         services.find("two")
     leave.clear()
@@ -192,7 +189,8 @@ def test_a_load_that_fails_says_why_and_the_server_can_stop_while_loading(llm, r
     stopper = threading.Thread(target=services.close)
     stopper.start()
     leave.set()
-    stopper.join(10)
+    stopper.join(PATIENCE_S)
+    assert not stopper.is_alive()
     assert services.describe()[1]["status"] == "failed"
     with pytest.raises(CapacityError):
         services.load("three", root / "real.gguf")
@@ -208,6 +206,8 @@ def test_loading_under_load_with_many_threads(make_app, root, model_id):
         while not stop.is_set():
             response = complete(mine, "two", max_tokens=2)
             seen.add((response.status_code, (response.get_json().get("error") or {}).get("code")))
+            if response.status_code != 200:
+                stop.wait(0.01)
 
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
