@@ -17,7 +17,7 @@ from oxillama_torch.engine.thread import EngineThread
 from oxillama_torch.errors import CapacityError, EngineError, RequestError
 
 VOCABULARY = 61
-PATIENCE_S = 20.0
+PATIENCE_S = 120.0
 
 
 class Gate:

@@ -4,12 +4,12 @@ import contextlib
 import json
 import socket
 import struct
-import time
 import urllib.request
 
 import pytest
 import websocket
 from server_process import running_server
+from waiting import PATIENCE_S, until
 from websockets.sync.client import connect
 
 from oxillama_torch.sampling.params import SamplingParams
@@ -44,7 +44,9 @@ def opened(server):
 
 @contextlib.contextmanager
 def raw_client(server):
-    ws = websocket.create_connection(f"ws://{server}/v1/chat/ws", timeout=20, header=HEADERS)
+    ws = websocket.create_connection(
+        f"ws://{server}/v1/chat/ws", timeout=PATIENCE_S, header=HEADERS
+    )
     try:
         yield ws
     finally:
@@ -57,7 +59,7 @@ def ask(ws, **fields):
     ws.send(json.dumps(fields))
 
 
-def answers(ws, *last, timeout=20):
+def answers(ws, *last, timeout=PATIENCE_S):
     """Messages up to the first whose type is among ``last``."""
     got = [json.loads(ws.recv(timeout=timeout))]
     while got[-1]["type"] not in last:
@@ -67,20 +69,13 @@ def answers(ws, *last, timeout=20):
 
 def stats(server, name):
     request = urllib.request.Request(f"http://{server}/stats", headers=HEADERS)
-    with urllib.request.urlopen(request, timeout=5) as response:
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
         return json.load(response)[name]
 
 
 def active(server):
-    with urllib.request.urlopen(f"http://{server}/admin/stats", timeout=5) as response:
+    with urllib.request.urlopen(f"http://{server}/admin/stats", timeout=PATIENCE_S) as response:
         return json.load(response)["active_requests"]
-
-
-def until(condition, timeout_s=5.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_oxillamas_frames_carry_real_tokens(ws, llm):
@@ -192,7 +187,7 @@ def test_a_binary_frame_is_answered_and_ends_the_connection(server):
         [error] = answers(ws, "error")
         assert error["code"] == "invalid_type"
         with pytest.raises(Exception, match="1003"):
-            ws.recv(timeout=10)
+            ws.recv(timeout=PATIENCE_S)
 
 
 def test_a_message_in_fragments_is_one(ws):
@@ -208,7 +203,7 @@ def test_long_messages_end_the_connection(server):
             with contextlib.suppress(Exception):
                 ws.send(["x" * (size // fragments)] * fragments if fragments > 1 else "x" * size)
             with pytest.raises(Exception, match=r"1009|reset|close frame"):
-                ws.recv(timeout=10)
+                ws.recv(timeout=PATIENCE_S)
 
 
 def test_protocol_errors_end_the_connection(server):
@@ -235,7 +230,7 @@ KEY_AND_VERSION = SOCKET_KEY + VERSION
 def handshake(server, request):
     """The answer to an opening written by hand."""
     host, port = server.split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as sock:
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as sock:
         sock.sendall(request)
         answer = sock.recv(4096)
         while b"HTTP/1.1 101" not in answer and b'"error"' not in answer:
@@ -266,14 +261,14 @@ def test_connections_count_and_are_all_given_back(server):
         for _ in range(12):
             held.enter_context(opened(server))
         assert handshake(server, HANDSHAKE + KEY_AND_VERSION + b"\r\n").startswith(b"HTTP/1.1 503")
-        with urllib.request.urlopen(f"http://{server}/health", timeout=5) as response:
+        with urllib.request.urlopen(f"http://{server}/health", timeout=PATIENCE_S) as response:
             assert response.status == 200
 
     until(lambda: active(server) == 0)
 
 
 def test_a_reader_that_stays_behind_loses_its_own_connection_only(server, llm):
-    slow = socket.create_connection(tuple(server.split(":")), timeout=20)
+    slow = socket.create_connection(tuple(server.split(":")), timeout=PATIENCE_S)
     with contextlib.closing(slow):
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         client = websocket.WebSocket()
@@ -282,8 +277,8 @@ def test_a_reader_that_stays_behind_loses_its_own_connection_only(server, llm):
             client.send(json.dumps({**LONG, "id": index, "logprobs": True, "top_logprobs": 20}))
         with opened(server) as ws:
             ask(ws, **GREEDY)
-            assert answers(ws, "done", timeout=60)[-1]["type"] == "done"
-    until(lambda: stats(server, "running") == 0, 30)
+            assert answers(ws, "done")[-1]["type"] == "done"
+    until(lambda: stats(server, "running") == 0)
 
 
 def test_draining_lets_requests_end_and_closes_idle_connections(server):
@@ -292,15 +287,15 @@ def test_draining_lets_requests_end_and_closes_idle_connections(server):
     with opened(server) as idle, opened(server) as busy:
         ask(busy, **{**LONG, "max_tokens": 200})
         answers(busy, "token")
-        urllib.request.urlopen(admin, timeout=5).close()
+        urllib.request.urlopen(admin, timeout=PATIENCE_S).close()
         try:
             with pytest.raises(Exception, match="1001"):
-                idle.recv(timeout=10)
+                idle.recv(timeout=PATIENCE_S)
             assert answers(busy, "done", "error")[-1]["finish_reason"] == "length"
             with pytest.raises(Exception, match="1001"):
-                busy.recv(timeout=10)
+                busy.recv(timeout=PATIENCE_S)
         finally:
-            urllib.request.urlopen(resume, timeout=5).close()
+            urllib.request.urlopen(resume, timeout=PATIENCE_S).close()
 
 
 def test_idle_connections_are_kept_with_pings(server):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from openai.types import CreateEmbeddingResponse
 from tiny_models import write_tiny
+from waiting import PATIENCE_S, idle, until
 
 from oxillama_torch.config import ServerConfig
 from oxillama_torch.errors import CapacityError
@@ -156,12 +157,9 @@ def test_a_client_that_leaves_takes_its_inputs_with_it(app, tiny):
     reader = threading.Thread(target=read)
     reader.start()
     work.client_gone()
-    reader.join(10)
+    reader.join(PATIENCE_S)
     assert not reader.is_alive() and len(seen) < 200
-    until = time.monotonic() + 5
-    while (stats := tiny[0].engine.stats())["running"] + stats["waiting"]:
-        assert time.monotonic() < until, "inputs of a client that has gone are still computed"
-        time.sleep(0.01)
+    until(lambda: idle(tiny[0].engine), "inputs of a client that has gone are still computed")
 
 
 def test_the_deadline_ends_it(app):

@@ -10,6 +10,7 @@ import pytest
 from openai import NotFoundError
 from openai.types import FileDeleted, FileObject
 from sdk_over_app import sdk_over
+from waiting import PATIENCE_S
 
 from oxillama_torch.config import ServerConfig
 from oxillama_torch.server.openai.files import MOST_UPLOADS
@@ -230,7 +231,7 @@ class Stalled(io.RawIOBase):
 
     def readinto(self, buffer):
         self._begun.release()
-        self._gate.wait(30)
+        self._gate.wait(PATIENCE_S)
         return 0
 
 
@@ -250,12 +251,12 @@ def test_stalled_uploads_leave_threads_to_others(app, client):
     for thread in threads:
         thread.start()
     for _ in threads:
-        assert begun.acquire(timeout=10)
+        assert begun.acquire(timeout=PATIENCE_S)
     refused = upload(client)
     assert refused.status_code == 503 and refused.headers["Retry-After"]
     gate.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(PATIENCE_S)
     assert statuses == [400] * MOST_UPLOADS
     assert upload(client).status_code == 200
 

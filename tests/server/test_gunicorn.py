@@ -15,6 +15,7 @@ import urllib.request
 
 import openai
 import pytest
+from waiting import PATIENCE_S, until
 
 from oxillama_torch.sampling.params import SamplingParams
 
@@ -40,7 +41,7 @@ def server():
             _wait_until_ready(process, url)
             yield url
             process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=30) == 0
+            assert process.wait(timeout=PATIENCE_S) == 0
         finally:
             process.kill()
         output = process.stdout.read()
@@ -50,11 +51,11 @@ def server():
 
 
 def _wait_until_ready(process, url):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         assert process.poll() is None, process.stdout.read()
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=2) as response:
+            with urllib.request.urlopen(f"{url}/health", timeout=10) as response:
                 assert json.load(response)["status"] == "ok"
                 return
         except OSError:
@@ -69,7 +70,7 @@ def sdk(server):
 
 
 def _stats(server, name):
-    with urllib.request.urlopen(f"{server}/stats", timeout=5) as response:
+    with urllib.request.urlopen(f"{server}/stats", timeout=PATIENCE_S) as response:
         return json.load(response)[name]
 
 
@@ -111,20 +112,13 @@ def test_client_that_leaves_frees_its_pages(server, sdk, stream):
     with socket.create_connection((host, int(port))) as sock:
         head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
         sock.sendall(head.encode() + body)
-        _wait_for(lambda: _stats(server, "running") == 1)
-    _wait_for(lambda: _stats(server, "running") == 0)
-
-
-def _wait_for(condition, timeout_s=5.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.01)
+        until(lambda: _stats(server, "running") == 1)
+    until(lambda: _stats(server, "running") == 0)
 
 
 def test_truncated_body_is_400(server):
     host, port = server.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=5) as sock:
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as sock:
         sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{}")
         sock.shutdown(socket.SHUT_WR)
         assert sock.recv(100).startswith(b"HTTP/1.1 400")
@@ -133,7 +127,7 @@ def test_truncated_body_is_400(server):
 def _raw(server, head, chunks):
     """The status line and body of the answer to a request written by hand."""
     host, port = server.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as sock:
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as sock:
         sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + head)
         with contextlib.suppress(ConnectionError):
             for chunk in chunks:
@@ -174,7 +168,7 @@ def test_second_server_on_the_port_says_so(server):
     port = server.rsplit(":", 1)[1]
     result = subprocess.run(
         [sys.executable, "-m", "oxillama_torch.cli", "serve", "--port", port],
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip
     assert result.returncode == 5
     assert result.stderr.count("\n") == 1
@@ -190,7 +184,7 @@ def test_bad_file_ends_with_one_line(tmp_path, content, code):
         path.write_bytes(content)
     result = subprocess.run(
         [sys.executable, "-m", "oxillama_torch.cli", "serve", "--model", str(path)],
-        capture_output=True, text=True, timeout=60, env={**os.environ, "NO_COLOR": "1"},
+        capture_output=True, text=True, timeout=PATIENCE_S, env={**os.environ, "NO_COLOR": "1"},
     )  # fmt: skip
     assert result.returncode == code, result.stderr
     assert result.stderr.count("\n") == 1

@@ -10,11 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 
 import pytest
 from openai import OpenAI
+from waiting import until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated.*:DeprecationWarning")
 
@@ -30,7 +30,7 @@ def served(port, store):
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
         try:
-            wait_for(lambda: answers(port), "the server does not start", 120)
+            until(lambda: answers(port), "the server does not start")
             with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="x") as sdk:
                 yield sdk
         finally:
@@ -45,17 +45,10 @@ def signal_group(process):
 
 def answers(port):
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10):
             return True
     except OSError:
         return False
-
-
-def wait_for(condition, what, timeout_s=60):
-    until = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until, what
-        time.sleep(0.05)
 
 
 def output_of(sdk, batch_id):
@@ -81,7 +74,7 @@ def test_batches_go_on_and_runs_have_failed(tmp_path):
         batch = sdk.batches.create(
             input_file_id=file.id, endpoint="/v1/completions", completion_window="24h"
         )
-        wait_for(
+        until(
             lambda: sdk.batches.retrieve(batch.id).request_counts.completed >= 5,
             "no line of the batch is run",
         )
@@ -93,7 +86,7 @@ def test_batches_go_on_and_runs_have_failed(tmp_path):
     with served(port, tmp_path / "store.db") as sdk:
         after = sdk.beta.threads.runs.retrieve(run.id, thread_id=run.thread_id)
         assert after.status in ("failed", "completed")
-        wait_for(
+        until(
             lambda: sdk.batches.retrieve(batch.id).status == "completed",
             "the batch does not end",
         )

@@ -14,6 +14,7 @@ import urllib.request
 import pytest
 from demo_adapters import write_adapter
 from server_process import running_server
+from waiting import PATIENCE_S
 
 TOKENS = 32
 PROMPT = "import os\n\ndef join("
@@ -39,7 +40,7 @@ def call(server, method, path, body=None):
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(f"{server}{path}", data, headers, method=method)
-    with urllib.request.urlopen(request, timeout=60) as response:
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
         return json.load(response)
 
 
@@ -60,7 +61,7 @@ def stream(server, lora, index):
         {"Content-Type": "application/json"},
     )
     text, gaps, last, usage = "", [], None, None
-    with urllib.request.urlopen(request, timeout=60) as response:
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
         for line in response:
             if not line.startswith(b"data: {"):
                 continue

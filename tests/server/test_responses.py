@@ -10,6 +10,7 @@ import pytest
 from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseItemList, ResponseStreamEvent
 from pydantic import TypeAdapter
+from waiting import PATIENCE_S, idle, until
 
 from oxillama_torch.config import ServerConfig
 from oxillama_torch.sampling.params import SamplingParams
@@ -97,11 +98,11 @@ def events_of(answer):
 
 
 def wait_for(get, response_id, *statuses):
-    deadline = time.monotonic() + 20
-    while (response := get(response_id)).status not in statuses:
-        assert time.monotonic() < deadline, response.status
-        time.sleep(0.01)
-    return response
+    def reached():
+        response = get(response_id)
+        return response if response.status in statuses else None
+
+    return until(reached, f"the response is not {' or '.join(statuses)}")
 
 
 def test_text_is_that_of_the_library(ask, llm, get):
@@ -265,17 +266,14 @@ def test_live_stream_is_joined_and_cancelled(ask, get, client, llm):
     thread.start()
     wait_for(get, response.id, "in_progress")
     cancelled = client.post(f"{url}/cancel")
-    thread.join(timeout=20)
+    thread.join(timeout=PATIENCE_S)
     assert not thread.is_alive()
     assert Response.model_validate(cancelled.get_json(), strict=True).status == "cancelled"
     assert client.post(f"{url}/cancel").get_json() == cancelled.get_json()
     assert get(response.id).status == "cancelled"
     assert [event["sequence_number"] for event in reader] == list(range(2, len(reader) + 2))
     assert reader[-1]["response"]["status"] == "cancelled"
-    deadline = time.monotonic() + 5
-    while llm.engine.stats()["running"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: idle(llm.engine), "the response is still computed")
 
 
 def test_only_background_responses_are_cancelled(ask, client):
@@ -371,12 +369,12 @@ def test_responses_survive_a_restart(llm, settings):
     app = create_app(ServerConfig(**settings), llm)
     client = app.test_client()
     assert client.get(f"/v1/responses/{finished['id']}").get_json() == finished
-    deadline = time.monotonic() + 20
-    while (response := client.get(f"/v1/responses/{cut['id']}").get_json())["status"] in (
-        "queued", "in_progress",
-    ):  # fmt: skip
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+
+    def ended():
+        response = client.get(f"/v1/responses/{cut['id']}").get_json()
+        return None if response["status"] in ("queued", "in_progress") else response
+
+    response = until(ended, "the response is not finished after the restart")
     events = events_of(client.get(f"/v1/responses/{cut['id']}?stream=true"))
     close_app(app)
     assert response["status"] == "incomplete"

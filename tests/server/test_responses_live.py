@@ -4,7 +4,6 @@ Oracles: the SDK (which raises on events that do not fit together), its models, 
 """
 
 import json
-import time
 import urllib.request
 
 import openai
@@ -13,6 +12,7 @@ from openai.resources.responses import Responses
 from openai.types import responses
 from pydantic import TypeAdapter
 from server_process import killed_server, running_server
+from waiting import PATIENCE_S, until
 from websockets.sync.client import connect
 
 from oxillama_torch.sampling.params import SamplingParams
@@ -56,15 +56,8 @@ def socket(server):
         yield socket
 
 
-def until(condition, timeout_s=20.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.02)
-
-
 def running(server):
-    with urllib.request.urlopen(f"{server}/stats", timeout=5) as response:
+    with urllib.request.urlopen(f"{server}/stats", timeout=PATIENCE_S) as response:
         return json.load(response)["running"]
 
 
@@ -168,7 +161,7 @@ def receive(socket, endings=1):
     """Checked messages up to the last of so many responses."""
     events = []
     while sum(event["type"] in TERMINAL for event in events) < endings:
-        events.append(json.loads(socket.recv(timeout=30)))
+        events.append(json.loads(socket.recv(timeout=PATIENCE_S)))
         if "status" in events[-1] and not KNOWS_REFUSALS:
             assert events[-1].keys() <= {"type", "status", "error", "stream_id"}
             assert events[-1]["error"].keys() == {"code", "message", "param", "type"}
@@ -236,7 +229,7 @@ def test_steering_is_refused(socket):
     steer = {"type": "message", "role": "user", "content": "Stop."}
     message = {"type": "response.steer", "previous_response_id": "resp_1", "input": [steer]}
     socket.send(json.dumps(message))
-    event = json.loads(socket.recv(timeout=10))
+    event = json.loads(socket.recv(timeout=PATIENCE_S))
     assert event["type"] == "response.steer.failed"
     assert event["error"]["code"] == "steering_not_supported"
 
@@ -269,5 +262,5 @@ def test_background_responses_survive_kill_9(tmp_path):
     ):
         assert sdk.responses.retrieve(done.id) == done
         for response in cut:
-            until(lambda r=response: sdk.responses.retrieve(r.id).status == "incomplete", 60)
+            until(lambda r=response: sdk.responses.retrieve(r.id).status == "incomplete")
             assert sdk.responses.retrieve(response.id).usage.output_tokens == 150

@@ -1,8 +1,7 @@
 """What ``/v1/responses`` refuses, and how it says so. Oracle: OpenAI's envelope and codes."""
 
-import time
-
 import pytest
+from waiting import idle, until
 
 QUESTION = "What does `textwrap.dedent` do?"
 TOOL = {
@@ -78,9 +77,6 @@ def test_a_stream_without_room_generates_nothing(make_app):
     body = {"model": "m", "input": "hello", "stream": True, "ignore_eos": True, "store": False}
     with app.extensions["lifecycle"].running(lambda error: None):
         assert app.test_client().post("/v1/responses", json=body).status_code == 503
-    deadline = time.monotonic() + 5
-    while engine.stats()["running"] + engine.stats()["waiting"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: idle(engine), "the request is not cut")
     # It was cut, not finished.
     assert engine.stats()["steps"] < engine.max_context // 2

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 
 import pytest
 from openai import (
@@ -16,6 +15,7 @@ from openai.types.beta import assistant_stream_event
 from openai.types.beta.threads import Run
 from pydantic import TypeAdapter
 from sdk_over_app import sdk_over
+from waiting import idle, until
 
 from oxillama_torch.config import ServerConfig
 from oxillama_torch.engine.outbox import Outbox, deliver
@@ -386,9 +386,7 @@ def test_cancel_stops_the_generation(sdk, llm, assistant, thread):
         pytest.skip("the model came to its end before it could be cancelled")
     assert done.status == "cancelled" and done.cancelled_at
     assert done.usage.completion_tokens < 4000
-    until = time.monotonic() + 5
-    while llm.engine.stats()["running"]:
-        assert time.monotonic() < until
+    until(lambda: idle(llm.engine), "the run is still computed")
     for message in sdk.threads.messages.list(thread.id, run_id=run.id):
         assert strict(message).incomplete_details.reason == "run_cancelled"
     for step in sdk.threads.runs.steps.list(run.id, thread_id=thread.id):

@@ -2,13 +2,13 @@
 
 import contextlib
 import socket
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
 
 import pytest
 from server_process import running_server
+from waiting import PATIENCE_S, until
 
 from oxillama_torch.server.lifecycle import SPARE_THREADS
 
@@ -22,7 +22,7 @@ STALLED = (
 
 def status(url):
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
             return answer.status
     except urllib.error.HTTPError as error:
         return error.code
@@ -38,14 +38,11 @@ def test_stalled_bodies_leave_threads_to_those_who_look_after_the_server(url):
     place = urllib.parse.urlsplit(url)
     with contextlib.ExitStack() as stalled:
         for _ in range(STREAMS + SPARE_THREADS + 4):
-            sock = socket.create_connection((place.hostname, place.port), timeout=20)
+            sock = socket.create_connection((place.hostname, place.port), timeout=PATIENCE_S)
             stalled.enter_context(sock)
             sock.sendall(STALLED)
-        deadline = time.monotonic() + 20
-        while status(f"{url}/v1/models") != 503:
-            assert time.monotonic() < deadline
+        until(lambda: status(f"{url}/v1/models") == 503, "a thread is free")
         assert status(f"{url}/health") == 200
         assert status(f"{url}/admin/stats") == 200
     # They have gone, and their threads are free.
-    while status(f"{url}/v1/models") != 200:
-        assert time.monotonic() < deadline + 20
+    until(lambda: status(f"{url}/v1/models") == 200, "no thread is free again")

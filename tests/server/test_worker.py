@@ -14,6 +14,7 @@ import threading
 import time
 
 import pytest
+from waiting import PATIENCE_S, until
 
 APP = """
 import time
@@ -48,8 +49,18 @@ app = App()
 """
 
 
+OURS = "oxillama_torch.server.worker.Worker"
+
+
 class Server:
-    def __init__(self, folder, worker_class):
+    """gunicorn with 4 threads.
+
+    Args:
+        patience_s: deadline of heads, bodies and writes.
+        grace_s: between SIGTERM and the end.
+    """
+
+    def __init__(self, folder, worker_class=OURS, *, patience_s=600, grace_s=60):
         (folder / "small_app.py").write_text(APP)
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
@@ -57,37 +68,35 @@ class Server:
         environment = {
             **os.environ,
             "PYTHONPATH": str(folder),
-            "OXILLAMA_HEADER_TIMEOUT_S": "2",
-            "OXILLAMA_BODY_TIMEOUT_S": "2",
-            "OXILLAMA_SEND_TIMEOUT_S": "2",
+            "OXILLAMA_HEADER_TIMEOUT_S": str(patience_s),
+            "OXILLAMA_BODY_TIMEOUT_S": str(patience_s),
+            "OXILLAMA_SEND_TIMEOUT_S": str(patience_s),
         }
         command = [sys.executable, "-m", "gunicorn", "small_app:app", "-k", worker_class]
         command += ["-b", f"127.0.0.1:{self.port}", "--threads", "4", "--no-control-socket"]
-        command += ["--worker-connections", "1000", "--graceful-timeout", "5", "--timeout", "0"]
+        command += ["--worker-connections", "1000", "--timeout", "0"]
+        command += ["--graceful-timeout", str(grace_s)]
         self.process = subprocess.Popen(
             command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
         )
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                self.ask(b"ready")
-                return
-            time.sleep(0.05)
-        raise AssertionError("the server did not start")
+        until(self._answers, "the server does not start")
+
+    def _answers(self):
+        with contextlib.suppress(OSError):
+            return self.ask(b"ready")
 
     def connect(self, data=b""):
-        sock = socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        sock = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
         sock.sendall(data)
         return sock
 
     def ask(self, body=b"hello", path="/"):
-        """One request; (status, body, seconds)."""
-        started = time.monotonic()
+        """One request; (status, body)."""
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
         with self.connect(head.encode() + b"Connection: close\r\n\r\n" + body) as sock:
             answer = _read_all(sock)
         status = int(answer.split(b" ", 2)[1])
-        return status, answer.partition(b"\r\n\r\n")[2], time.monotonic() - started
+        return status, answer.partition(b"\r\n\r\n")[2]
 
     def stop(self):
         if self.process.poll() is None:
@@ -104,10 +113,21 @@ def _read_all(sock):
 
 
 @pytest.fixture
-def server(tmp_path):
-    server = Server(tmp_path, "oxillama_torch.server.worker.Worker")
-    yield server
-    server.stop()
+def make_server(tmp_path):
+    servers = []
+
+    def make(*args, **options):
+        servers.append(Server(tmp_path, *args, **options))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def server(make_server):
+    return make_server()
 
 
 HALF_HEAD = b"POST / HTTP/1.1\r\nHost: x\r\n"
@@ -117,48 +137,51 @@ STALLED_BODY = HALF_HEAD + b"Content-Length: 1000\r\n\r\nabc"
 @pytest.mark.parametrize("start", [b"", HALF_HEAD, STALLED_BODY], ids=["silent", "head", "body"])
 def test_slow_clients_hold_no_thread(server, start):
     with contextlib.ExitStack() as stack:
-        slow = [stack.enter_context(server.connect(start)) for _ in range(100)]
+        for _ in range(100):
+            stack.enter_context(server.connect(start))
         for _ in range(5):
-            status, body, seconds = server.ask(b"hello")
-            assert (status, body) == (200, b"hello")
-            assert seconds < 1
-        # And they lose their connection at the deadline.
-        slow[0].settimeout(6)
-        assert slow[0].recv(10) == b""
+            assert server.ask(b"hello") == (200, b"hello")
 
 
-def test_stock_worker_fails_the_same_test(tmp_path):
+@pytest.mark.parametrize("start", [b"", HALF_HEAD, STALLED_BODY], ids=["silent", "head", "body"])
+def test_slow_clients_lose_their_connection_at_the_deadline(make_server, start):
+    with make_server(patience_s=2).connect(start) as slow:
+        assert slow.recv(10) == b""
+
+
+def test_stock_worker_lets_slow_clients_hold_every_thread(make_server):
     """The control: half a head on each of 4 threads, and nobody else is served."""
-    server = Server(tmp_path, "gthread")
-    try:
-        with contextlib.ExitStack() as stack:
-            for _ in range(4):
-                stack.enter_context(server.connect(HALF_HEAD))
-            time.sleep(0.3)
-            with server.connect(HALF_HEAD + b"Content-Length: 0\r\n\r\n") as sock:
-                sock.settimeout(2)
-                with pytest.raises(TimeoutError):
-                    sock.recv(10)
-    finally:
-        server.stop()
+    server = make_server("gthread")
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(server.connect(HALF_HEAD))
+        time.sleep(0.3)
+        with server.connect(HALF_HEAD + b"Content-Length: 0\r\n\r\n") as sock:
+            sock.settimeout(2)
+            with pytest.raises(TimeoutError):
+                sock.recv(10)
 
 
 def test_clients_that_never_close_cost_nothing(server):
+    """gunicorn's own worker waits 2 s for each of them before it accepts anybody else."""
     with contextlib.ExitStack() as stack:
         request = HALF_HEAD + b"Content-Length: 2\r\nConnection: close\r\n\r\nhi"
-        lingering = [stack.enter_context(server.connect(request)) for _ in range(20)]
+        lingering = [stack.enter_context(server.connect(request)) for _ in range(40)]
         for sock in lingering:
             assert _read_all(sock).endswith(b"hi")
-        assert server.ask()[2] < 1
+        started = time.monotonic()
+        assert server.ask()[0] == 200
+        assert time.monotonic() - started < 60
 
 
-def test_unread_answer_ends(server):
-    """More readers that do not read than threads: all are free again after the send timeout."""
+def test_unread_answer_ends(make_server):
+    """As many readers that do not read as threads: all are free again after the send timeout."""
+    server = make_server(patience_s=2)
     with contextlib.ExitStack() as stack:
         request = HALF_HEAD.replace(b"/ ", b"/big ") + b"Content-Length: 0\r\n\r\n"
         for _ in range(4):
             stack.enter_context(server.connect(request))
-        assert server.ask()[2] < 8
+        assert server.ask()[0] == 200
 
 
 def test_keep_alive_and_pipelining(server):
@@ -175,7 +198,7 @@ def test_keep_alive_and_pipelining(server):
 @pytest.mark.parametrize("size", [0, 1, 65_535, 1_048_576, 3_000_000])
 def test_bodies_arrive_whole(server, size):
     body = os.urandom(size)
-    assert server.ask(body)[:2] == (200, body)
+    assert server.ask(body) == (200, body)
 
 
 def test_request_in_single_bytes(server):
@@ -194,24 +217,21 @@ def test_chunked_body(server):
         assert _read_all(sock).endswith(b"abcde")
 
 
-def test_sigterm_drains(server):
+def test_sigterm_drains(make_server):
     """New requests get 503 at once; a stream in progress ends with a last word, not a cut."""
+    server = make_server(grace_s=10)
     with server.connect(HALF_HEAD.replace(b"/ ", b"/slow ") + b"\r\n") as stream:
         assert b"200 OK" in stream.recv(4096)
         server.process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + 2
-        while (answer := server.ask())[0] != 503:
-            assert time.monotonic() < deadline
-        assert answer[2] < 0.5
+        until(lambda: server.ask()[0] == 503, "new requests are taken")
         assert b"ended: the server is shutting down" in _read_all(stream)
-    assert server.process.wait(timeout=10) == 0
+    assert server.process.wait(timeout=PATIENCE_S) == 0
 
 
 def test_sigterm_without_work_is_quick(server):
-    started = time.monotonic()
+    """It does not wait for the end of the grace period."""
     server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(timeout=10) == 0
-    assert time.monotonic() - started < 4
+    assert server.process.wait(timeout=50) == 0
 
 
 def test_many_clients_at_once(server):
@@ -221,7 +241,7 @@ def test_many_clients_at_once(server):
         try:
             for _ in range(10):
                 body = json.dumps(index).encode()
-                assert server.ask(body)[:2] == (200, body)
+                assert server.ask(body) == (200, body)
         except Exception as error:
             errors.append(error)
 

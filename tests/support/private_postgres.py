@@ -54,7 +54,7 @@ class PrivatePostgres:
         if self._user:
             identity = {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []}
         subprocess.run(
-            [_program(name), *map(str, arguments)], check=True, timeout=60, cwd=self._folder,
+            [_program(name), *map(str, arguments)], check=True, timeout=120, cwd=self._folder,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **identity,
         )  # fmt: skip
 

@@ -13,6 +13,8 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from waiting import PATIENCE_S
+
 __all__ = ["killed_server", "running_server"]
 
 
@@ -26,7 +28,7 @@ def running_server(*options: object) -> Iterator[str]:
             _wait_until_ready(process, url)
             yield url
             process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=30) == 0
+            assert process.wait(timeout=PATIENCE_S) == 0
         finally:
             process.kill()
         output = process.stdout.read()
@@ -57,11 +59,11 @@ def _command(options: Sequence[object]) -> tuple[list[str], str]:
 
 
 def _wait_until_ready(process: subprocess.Popen, url: str) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         assert process.poll() is None, process.stdout.read()
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=2) as response:
+            with urllib.request.urlopen(f"{url}/health", timeout=10) as response:
                 if json.load(response)["status"] == "ok":
                     return
         except OSError:

@@ -9,10 +9,12 @@ import socket
 import threading
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+from waiting import until
 
 from oxillama_torch.errors import CapacityError
 from oxillama_torch.tokenizer.template_pool import TemplateLimits, TemplatePool
@@ -190,11 +192,12 @@ def test_many_threads_share_few_workers(make):
 
 
 def test_when_all_workers_are_busy_a_request_is_turned_away(make):
-    pool = make({"default": "ok", "bomb": BOMBS["time"][0]}, workers=1, queue_s=0.05)
+    slow = replace(LIMITS, seconds=1.5)
+    pool = make({"default": "ok", "bomb": BOMBS["time"][0]}, slow, workers=1, queue_s=0.05)
     ask(pool)
     thread = threading.Thread(target=ask, args=(pool, "bomb"))
     thread.start()
-    time.sleep(0.1)
+    until(pool._idle.empty, "the worker is not busy")
     with pytest.raises(CapacityError, match="busy"):
         ask(pool)
     thread.join()
@@ -221,7 +224,7 @@ def test_close_while_a_request_is_under_way_leaves_no_process(make):
     answers = []
     thread = threading.Thread(target=lambda: answers.append(ask(pool, "bomb")))
     thread.start()
-    time.sleep(0.1)
+    until(pool._idle.empty, "the worker is not busy")
     pool.close()
     thread.join()
     assert answers == [{"error": "time"}] and not workers()

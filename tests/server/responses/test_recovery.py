@@ -1,10 +1,9 @@
 """What becomes of background responses that a crash cut. Oracle: nothing is left hanging."""
 
-import time
-
 import pytest
 from openai.types.responses import Response
 from sqlalchemy.orm import Session
+from waiting import until
 
 from oxillama_torch.config import ServerConfig
 from oxillama_torch.server.app import close_app, create_app
@@ -46,13 +45,6 @@ def get(app, response_id):
     answer = app.test_client().get(f"/v1/responses/{response_id}").get_json()
     Response.model_validate(answer, strict=True)
     return answer
-
-
-def until(condition, timeout_s=20.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_unfinished_response_is_begun_again(restart):

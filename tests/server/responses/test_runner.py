@@ -10,6 +10,7 @@ from concurrent.futures import Future
 import pytest
 from response_skeleton import skeleton
 from scripted_engine import ScriptedEngine
+from waiting import PATIENCE_S, until
 
 from oxillama_torch.config import ServerConfig
 from oxillama_torch.engine.request import ErrorEvent, FinishEvent, PromptEvent, TokenEvent
@@ -52,13 +53,6 @@ class Driver:
         return "".join(e["delta"] for e in lines if e["type"] == "response.output_text.delta")
 
 
-def until(condition, timeout_s=10.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def terminals(kinds):
     return [kind for kind in kinds if kind in ("completed", "incomplete", "failed")]
 
@@ -74,7 +68,7 @@ def test_jobs_do_not_mix(runner, llm):
             driver.send(TokenEvent(tokens[step]))
     for driver, tokens in zip(drivers, shifted, strict=True):
         driver.send(FinishEvent("stop", len(tokens)))
-        assert driver.job.done.wait(10)
+        assert driver.job.done.wait(PATIENCE_S)
         assert driver.text() == llm.detokenize(tokens)
         assert terminals(driver.kinds()) == ["completed"]
 
@@ -85,12 +79,12 @@ def test_events_after_the_end_change_nothing(runner, llm):
     driver.send(PromptEvent(1, 0))
     for token in llm.tokenize("x import os"):
         driver.send(TokenEvent(token))
-    assert driver.job.done.wait(10)
+    assert driver.job.done.wait(PATIENCE_S)
     before = driver.kinds()
     driver.send(FinishEvent("cancelled", 3))
     another = Driver(runner, llm)
     another.send(FinishEvent("stop", 0))
-    assert another.job.done.wait(10)
+    assert another.job.done.wait(PATIENCE_S)
     assert driver.kinds() == before
     assert terminals(before) == ["completed"]
 
@@ -103,7 +97,7 @@ def test_last_event_waits_for_the_store(runner, llm):
     time.sleep(0.05)
     assert terminals(driver.kinds()) == []
     saved.set_result(None)
-    assert driver.job.done.wait(10)
+    assert driver.job.done.wait(PATIENCE_S)
     assert terminals(driver.kinds()) == ["completed"]
 
 
@@ -122,7 +116,7 @@ def test_acknowledged_response_waits_for_the_store_to_come_back(runner, llm, mon
 
     driver = Driver(runner, llm, save=save, patient=True)
     driver.send(FinishEvent("stop", 0))
-    assert driver.job.done.wait(10)
+    assert driver.job.done.wait(PATIENCE_S)
     assert len(tries) == 3
     assert terminals(driver.kinds()) == ["completed"]
     assert driver.job.error is None
@@ -134,7 +128,7 @@ def test_what_cannot_be_stored_has_failed(runner, llm, error):
     driver = Driver(runner, llm, save=lambda job: saved)
     driver.send(FinishEvent("stop", 0))
     saved.set_exception(error)
-    assert driver.job.done.wait(10)
+    assert driver.job.done.wait(PATIENCE_S)
     assert terminals(driver.kinds()) == ["failed"]
     assert driver.job.error is not None
 
@@ -142,10 +136,10 @@ def test_what_cannot_be_stored_has_failed(runner, llm, error):
 def test_error_of_the_engine_fails_one_response(runner, llm):
     broken, sound = Driver(runner, llm), Driver(runner, llm)
     broken.send(ErrorEvent(EngineError("out of luck")))
-    assert broken.job.done.wait(10)
+    assert broken.job.done.wait(PATIENCE_S)
     assert terminals(broken.kinds()) == ["failed"]
     sound.send(FinishEvent("stop", 0))
-    assert sound.job.done.wait(10)
+    assert sound.job.done.wait(PATIENCE_S)
     assert terminals(sound.kinds()) == ["completed"]
 
 
@@ -156,7 +150,7 @@ def test_cancelled_response_ends_once(runner, llm):
     driver.job.cancel()
     assert driver.engine.cancelled
     driver.send(FinishEvent("cancelled", 0))
-    assert driver.job.done.wait(10)
+    assert driver.job.done.wait(PATIENCE_S)
     assert driver.job.snapshot()["status"] == "cancelled"
     assert terminals(driver.kinds()) == ["incomplete"]
     until(lambda: runner.find(driver.job.id) is None)
