@@ -12,13 +12,14 @@ from flask import Request, Response, g
 
 from oxillama_torch.config import ServerConfig
 from oxillama_torch.errors import RequestError
+from oxillama_torch.server.guesses import Guesses, WrongCredential
 from oxillama_torch.server.internal import CALLER
 from oxillama_torch.server.keys import KeyRing, fingerprint_of
 from oxillama_torch.server.limits import Limiter, Limits
 from oxillama_torch.server.store.owner import SERVER, Owner, act_for
 from oxillama_torch.server.web_tokens import Claims, TokenVerifier, needed_scope
 
-__all__ = ["PUBLIC_PATHS", "Access"]
+__all__ = ["PUBLIC_PATHS", "Access", "check_reach"]
 
 #: Open to everybody, also while the server drains: watchdogs have no keys.
 PUBLIC_PATHS = frozenset({"/health", "/v1/health", "/ready"})
@@ -48,6 +49,8 @@ class Access:
         token = config.admin_token
         self._admin = None if token is None else sha256(token.encode()).digest()
         self._limiter = Limiter(Limits(config.requests_per_minute, config.tokens_per_minute))
+        # Apart: a client that keeps sending an old key must not keep the administrator out.
+        self._key_guesses, self._admin_guesses = Guesses(), Guesses()
         self._origins = frozenset(config.cors_origins)
 
     @property
@@ -68,20 +71,25 @@ class Access:
         if path in PUBLIC_PATHS:
             return
         if (caller := request.environ.get(CALLER)) is not None:
-            self._admit_internal(caller)
+            self._admit_internal(caller, path)
             return
         token = _credential(request)
+        address = request.remote_addr
         if path.startswith("/admin/"):
-            g.holder = self._administrator(request, token)
+            g.holder = self._admin_guesses.judge(
+                address, token, lambda: self._administrator(request, token)
+            )
             act_for(SERVER)
             return
         if not self.needs_key and self._is_smuggled(request):
             raise _forbidden("Pages of this origin may not use this server.")
-        peer = f"ip:{request.remote_addr}"
+        peer = f"ip:{address}"
         try:
-            g.holder, limits, owner = self._holder(request, token, peer)
+            g.holder, limits, owner = self._key_guesses.judge(
+                address, token, lambda: self._holder(request, token, peer)
+            )
         except RequestError:
-            # Guessing keys is limited as well.
+            # What is refused has been a request all the same.
             self._limiter.allowance(peer).admit()
             raise
         act_for(owner)
@@ -89,10 +97,13 @@ class Access:
             g.allowance = self._limiter.allowance(g.holder, limits)
             g.allowance.admit()
 
-    def _admit_internal(self, caller: dict[str, Any]) -> None:
-        """What the server does in a caller's name has his limits, and ends with his key."""
+    def _admit_internal(self, caller: dict[str, Any], path: str) -> None:
+        """What the server does in a caller's name has his limits and scopes, and ends with his
+        key."""
         g.holder, limits = caller["holder"], None
         act_for(caller["owner"])
+        g.scopes = caller.get("scopes")
+        check_reach(path)
         if caller["by_key"]:
             key = self._keys.with_id(g.holder)
             if key is None:
@@ -105,6 +116,7 @@ class Access:
         """Who asks, what he may use up, and whose objects he reaches."""
         if (claims := self._claims(token)) is not None:
             _check_scope(claims, request)
+            g.scopes = sorted(claims.scopes)
             return claims.holder, None, f"token:{claims.holder}"
         if self._keys.in_use:
             key = self._keys.find(token)
@@ -205,11 +217,27 @@ def _check_scope(claims: Claims, request: Request) -> None:
     websocket = request.headers.get("Upgrade", "").lower() == "websocket"
     needed = needed_scope(request.method, request.path, websocket)
     if needed not in claims.scopes:
-        raise _forbidden(f"The token does not have the scope {needed!r}.", "insufficient_scope")
+        raise _missing_scope(needed)
+
+
+def check_reach(path: str) -> None:
+    """Refuse what the current request asks to be done later, as a POST to ``path``, when its token
+    could not do it itself. Keys may do everything.
+
+    Raises:
+        RequestError: 403.
+    """
+    scopes, needed = g.get("scopes"), needed_scope("POST", path, False)
+    if scopes is not None and needed not in scopes:
+        raise _missing_scope(needed)
+
+
+def _missing_scope(needed: str) -> RequestError:
+    return _forbidden(f"The token does not have the scope {needed!r}.", "insufficient_scope")
 
 
 def _unknown_key() -> RequestError:
-    return RequestError("Incorrect API key provided.", status=401, code="invalid_api_key")
+    return WrongCredential("Incorrect API key provided.", "invalid_api_key")
 
 
 def _forbidden(message: str, code: str = "forbidden") -> RequestError:

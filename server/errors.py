@@ -23,12 +23,16 @@ _HTTP_CODES = {
     415: "unsupported_media_type",
 }
 
+# What the engine calls otherwise than the routes do.
+_FIELDS = {"adapters": "lora"}
+
 
 def envelope(error: Exception) -> dict:
     """The body for ``error``; internals of unexpected exceptions never leave the process."""
     message, kind, param, code = "internal error", "server_error", None, "internal_error"
     if isinstance(error, RequestError):
-        message, kind, param, code = error.message, error.type, error.param, error.code
+        message, kind, code = error.message, error.type, error.code
+        param = _FIELDS.get(error.param, error.param)
     elif isinstance(error, CapacityError):
         message, kind, code = str(error), "requests", "rate_limit_exceeded"
     elif isinstance(error, EngineError):

@@ -30,7 +30,12 @@ class Outcome:
 
 def this_caller() -> dict[str, Any]:
     """Who makes the current request, for work that is done in his name later."""
-    return {"holder": g.holder, "by_key": g.get("by_key", False), "owner": current_owner()}
+    return {
+        "holder": g.holder,
+        "by_key": g.get("by_key", False),
+        "scopes": g.get("scopes"),
+        "owner": current_owner(),
+    }
 
 
 def call(app: Flask, path: str, body: bytes, caller: dict[str, Any]) -> Outcome:

@@ -90,6 +90,12 @@ class Allowance:
             if (requests := self._buckets.get("requests")) is not None:
                 requests.take(1)
 
+    def give_back(self) -> None:
+        """Undo one ``admit``."""
+        with self._lock:
+            if (requests := self._buckets.get("requests")) is not None:
+                requests.take(-1)
+
     def charge(self, tokens: int) -> None:
         """Take the tokens of a request, prompt and answer."""
         bucket = self._buckets.get("tokens")

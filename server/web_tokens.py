@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from oxillama_torch.errors import RequestError, UnsupportedError
+from oxillama_torch.server.guesses import WrongCredential
 
 __all__ = ["Claims", "TokenVerifier", "needed_scope"]
 
@@ -83,7 +84,8 @@ class TokenVerifier:
         """The claims of a token.
 
         Raises:
-            RequestError: 401, without saying more than what a client may know.
+            RequestError: 401, it has expired.
+            WrongCredential: 401, without saying more than what a client may know.
         """
         try:
             claims = self._jwt.decode(
@@ -96,9 +98,10 @@ class TokenVerifier:
                 options={"require": ["exp"]},
             )
         except self._jwt.exceptions.ExpiredSignatureError:
-            raise _refused("The token has expired.") from None
+            message = "The token has expired."
+            raise RequestError(message, status=401, code="invalid_token") from None
         except self._jwt.exceptions.PyJWTError:
-            raise _refused("The token is not valid.") from None
+            raise WrongCredential("The token is not valid.", "invalid_token") from None
         holder = sha256(f"jwt:{claims.get('sub', '')}".encode()).hexdigest()[:12]
         return Claims(holder, _scopes(claims))
 
@@ -120,7 +123,3 @@ def _pyjwt() -> ModuleType:
             "JWT without PyJWT", ("pip install 'oxillama-torch[jwt]'",)
         ) from None
     return jwt
-
-
-def _refused(message: str) -> RequestError:
-    return RequestError(message, status=401, code="invalid_token")

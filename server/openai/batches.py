@@ -8,6 +8,7 @@ from typing import Any
 from flask import Blueprint, Response, current_app, jsonify
 
 from oxillama_torch.errors import RequestError
+from oxillama_torch.server.access import check_reach
 from oxillama_torch.server.batches.records import add_batch, cancel, find_batch
 from oxillama_torch.server.batches.results import outputs
 from oxillama_torch.server.batches.runner import BatchRunner
@@ -111,6 +112,7 @@ def _find(batch_id: str) -> BatchRow:
 
 
 def _create(body: BatchBody | BatchJobBody, output_lifetime_s: int | None) -> dict[str, Any]:
+    check_reach(body.endpoint)
     store = _store()
     runner: BatchRunner = current_app.extensions["batches"]
     window, inline = body.window(), body.inline()

@@ -199,7 +199,6 @@ def _own_param(param: str | None) -> str | None:
         ("response_format.json_schema", "text.format"),
         ("response_format", "text.format"),
         ("messages", "input"),
-        ("adapters", "lora"),
     ):
         if param is not None and param.startswith(theirs):
             return ours + param.removeprefix(theirs)

@@ -5,6 +5,8 @@ import datetime
 import hashlib
 import hmac
 import importlib
+import io
+import json
 import os
 import threading
 
@@ -13,6 +15,7 @@ import openai
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from waiting import until
 
 from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.server.keys import KeyRing
@@ -135,6 +138,41 @@ def test_scopes_decide_what_a_token_may(make_app, secret_file, model_id):
     assert (refused["code"], refused["type"]) == ("insufficient_scope", "permission_error")
     listed = issue(scope=None, scopes=["chat:read"])
     assert client.get("/v1/models", headers=bearer(listed)).status_code == 200
+
+
+def test_work_for_later_has_the_scopes_of_its_caller(make_app, secret_file, monkeypatch):
+    """A batch is no way round: neither when it is made, nor when its lines are run."""
+    client = make_app(jwt_key=secret_file).test_client()
+    writer = bearer(issue(scope="chat:write chat:read"))
+    both = bearer(issue(scope="chat:write chat:read embed:read"))
+    line = json.dumps({"custom_id": "a", "body": {"model": "x", "input": "y"}})
+    file = {"file": (io.BytesIO(line.encode()), "in.jsonl"), "purpose": "batch"}
+    file_id = client.post("/v1/files", data=file, headers=writer).get_json()["id"]
+    batch = {"input_file_id": file_id, "completion_window": "24h", "endpoint": "/v1/embeddings"}
+    jobs = {"input_jsonl": line, "endpoint": "/v1/embeddings"}
+    for path, body in (("/v1/batches", batch), ("/v1/batch_jobs", jobs)):
+        refused = client.post(path, json=body, headers=writer)
+        assert refused.status_code == 403, refused.get_json()
+        assert refused.get_json()["error"]["code"] == "insufficient_scope"
+        assert client.post(path, json=body, headers=both).status_code in (200, 202)
+    # As if it had been made before its route was known to need another scope.
+    monkeypatch.setattr("oxillama_torch.server.openai.batches.check_reach", lambda path: None)
+    made = client.post("/v1/batches", json=batch, headers=writer).get_json()
+    ended = until(
+        lambda: b if (b := client.get(f"/v1/batches/{made['id']}", headers=writer).get_json())
+        ["status"] == "completed" else None,
+        "the batch does not end",
+    )  # fmt: skip
+    errors = client.get(f"/v1/files/{ended['error_file_id']}/content", headers=writer).get_data()
+    assert json.loads(errors)["response"]["status_code"] == 403
+
+
+def test_expired_tokens_are_no_guesses(make_app, secret_file):
+    client = make_app(jwt_key=secret_file).test_client()
+    old = bearer(issue(seconds=-300))
+    assert {client.get("/v1/models", headers=old).status_code for _ in range(50)} == {401}
+    wrong = bearer(issue(key="z" * 64))
+    assert {client.get("/v1/models", headers=wrong).status_code for _ in range(50)} == {401, 429}
 
 
 def test_tokens_that_must_not_pass(make_app, secret_file):

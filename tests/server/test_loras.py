@@ -111,7 +111,7 @@ def test_scales_that_are_not_finite_are_refused(client, model_id, route, scale):
 def test_an_unknown_one_is_named_with_those_there_are(client, model_id):
     body = {"model": model_id, "prompt": "x", "lora": "green"}
     error = client.post("/v1/completions", json=body).get_json()["error"]
-    assert error["code"] == "adapter_not_found"
+    assert (error["code"], error["param"]) == ("adapter_not_found", "lora")
     assert "'green'" in error["message"] and "blue, red" in error["message"]
     response = client.post("/v1/completions", json={"model": "green", "prompt": "x"})
     assert (response.status_code, response.get_json()["error"]["code"]) == (404, "model_not_found")
