@@ -11,6 +11,9 @@ several rounds. Decoding: the demo model, batch 32, with the schema and without 
 
 from __future__ import annotations
 
+import in_environment  # noqa: F401 (first of all: what follows is in .venv)
+
+# isort: split
 import argparse
 import json
 import platform

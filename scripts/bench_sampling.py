@@ -9,6 +9,9 @@ that can be compared even if the machine is busy with other things.
 
 from __future__ import annotations
 
+import in_environment  # noqa: F401 (first of all: what follows is in .venv)
+
+# isort: split
 import argparse
 import platform
 import statistics

@@ -12,6 +12,9 @@ sides, and memory per stream. The client is a process of its own and shares the 
 
 from __future__ import annotations
 
+import in_environment  # noqa: F401 (first of all: what follows is in .venv)
+
+# isort: split
 import argparse
 import contextlib
 import json

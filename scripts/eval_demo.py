@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """Measure the demo model with the package itself: answers known by heart, and loss on unseen code.
 
     python scripts/eval_demo.py [--model oxillama_torch/data/demo.gguf] [--show 5]
@@ -9,6 +9,9 @@ source code that was never trained on, in nats per token and bits per byte.
 
 from __future__ import annotations
 
+import in_environment  # noqa: F401 (first of all: what follows is in .venv)
+
+# isort: split
 import argparse
 import json
 import math

@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """Write a model once in each GGML type: what ``quantization_table.py`` measures.
 
     python scripts/quantization_files.py FOLDER [--model FILE] [--tools BIN]
@@ -11,6 +11,9 @@ weighs errors by an importance matrix of library source that is not held out. Th
 
 from __future__ import annotations
 
+import in_environment  # noqa: F401 (first of all: what follows is in .venv)
+
+# isort: split
 import argparse
 import subprocess
 from pathlib import Path

@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """How much each GGML type costs a model: loss on held-out text, beside llama.cpp's on the same.
 
     python scripts/quantization_table.py FOLDER [--llama-cpp] [--out TABLE.md]
@@ -13,6 +13,9 @@ reads the file of ``FOLDER/widened`` too: the same weights in float32, decoded b
 
 from __future__ import annotations
 
+import in_environment  # noqa: F401 (first of all: what follows is in .venv)
+
+# isort: split
 import argparse
 import math
 from collections.abc import Callable, Iterator, Sequence

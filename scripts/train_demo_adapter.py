@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """Train the adapter that ships with the demo model: it answers in JSON.
 
     python scripts/train_demo_adapter.py --minutes 8 --out json-adapter
@@ -16,6 +16,9 @@ folder, on the seen and the held-out half. Needs the packages torch, transformer
 
 from __future__ import annotations
 
+import in_environment  # noqa: F401 (first of all: what follows is in .venv)
+
+# isort: split
 import argparse
 import json
 import random

@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """Train the demo model that ships with the package, from scratch, on the standard library of the
 Python that runs this.
 
@@ -18,6 +18,9 @@ compiler makes it a third faster (torch.compile); ``--no-compile`` does without.
 
 from __future__ import annotations
 
+import in_environment  # noqa: F401 (first of all: what follows is in .venv)
+
+# isort: split
 import argparse
 import random
 from pathlib import Path

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from flask import Flask
 from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger
 
 from oxillama_torch.config import EngineConfig, ServerConfig
 from oxillama_torch.errors import OxiLlamaError
@@ -37,6 +38,18 @@ _SETTINGS = (
 _BOOT_FAILED = 3
 
 
+class _Log(Logger):
+    """gunicorn's log, without its account of a worker that has said itself why it cannot start."""
+
+    _boot_failed = False
+
+    def error(self, msg, *args, **kwargs) -> None:
+        if msg.startswith("Worker (pid:%s) exited") and args[1] == _BOOT_FAILED:
+            self._boot_failed = True
+        if not self._boot_failed:
+            super().error(msg, *args, **kwargs)
+
+
 class Application(BaseApplication):
     """Loads the model in the worker, after the fork."""
 
@@ -44,6 +57,8 @@ class Application(BaseApplication):
         self, server: ServerConfig, engine: EngineConfig, open_llm: Callable[[EngineConfig], LLM]
     ) -> None:
         self._server, self._engine, self._open_llm = server, engine, open_llm
+        # With port 0 the system chooses one.
+        self._port = server.port
         super().__init__()
 
     def run(self) -> None:
@@ -65,11 +80,17 @@ class Application(BaseApplication):
     def load_config(self) -> None:
         for name in _SETTINGS:
             self.cfg.set(name, getattr(gunicorn_conf, name))
-        self.cfg.set("bind", f"{self._server.host}:{self._server.port}")
+        self.cfg.set("bind", _address(self._server.host, self._server.port))
+        self.cfg.set("when_ready", self._note_port)
         threads = self._server.max_streams + SPARE_THREADS
         self.cfg.set("threads", threads)
         self.cfg.set("worker_connections", 4 * threads)
         self.cfg.set("loglevel", "warning")
+        self.cfg.set("logger_class", _Log)
+
+    def _note_port(self, arbiter) -> None:
+        """In the master, once it listens and before it forks."""
+        self._port = arbiter.LISTENERS[0].sock.getsockname()[1]
 
     def load(self) -> Flask:
         try:
@@ -78,7 +99,8 @@ class Application(BaseApplication):
         except (OxiLlamaError, OSError) as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             raise SystemExit(_BOOT_FAILED) from None
-        _announce(self._server, llm, app.extensions["service"].model_id)
+        url = f"http://{_address(self._server.host, self._port)}"
+        _announce(url, llm, app.extensions["service"].model_id)
         return app
 
 
@@ -107,8 +129,11 @@ def _check_address(host: str, port: int) -> None:
         probe.bind((host, port))
 
 
-def _announce(server: ServerConfig, llm: LLM, model_id: str) -> None:
-    url = f"http://{server.host}:{server.port}"
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _announce(url: str, llm: LLM, model_id: str) -> None:
     body = json.dumps(
         {
             "model": model_id,

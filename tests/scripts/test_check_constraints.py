@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -22,6 +23,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "check_constraints"
 
 @pytest.fixture(scope="module")
 def script():
+    sys.path.insert(0, str(SCRIPT.parent))  # the scripts import each other by name
     loader = importlib.machinery.SourceFileLoader("check_constraints", str(SCRIPT))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
     loader.exec_module(module)

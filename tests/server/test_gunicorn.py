@@ -175,6 +175,18 @@ def test_second_server_on_the_port_says_so(server):
     assert port in result.stderr
 
 
+def test_a_failed_start_says_why_in_one_line(tmp_path):
+    (tmp_path / "keys").write_text("key limit=4\n")
+    result = subprocess.run(
+        [sys.executable, "-m", "oxillama_torch.cli", "serve", "--port", "0", "--device", "cpu",
+         "--api-key-file", str(tmp_path / "keys")],
+        capture_output=True, text=True, timeout=PATIENCE_S, env={**os.environ, "NO_COLOR": "1"},
+    )  # fmt: skip
+    assert result.returncode == 3
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert "keys, line 1" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("content", "code"), [(None, 2), (b"", 6), (b"GGUF", 6), (b"not a model" * 10, 6)]
 )

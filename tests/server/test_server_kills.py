@@ -103,9 +103,9 @@ def alive(process):
 
 def write_and_kill(server, ledger, way):
     """One round: all writers at once, and the end of the server at a moment of chance."""
-    api, before, errors = Api(server.url), ledger.total, []
+    api, before, errors, stop = Api(server.url), ledger.total, [], threading.Event()
     threads = [
-        threading.Thread(target=write_until_gone, args=(writer, api, ledger, errors))
+        threading.Thread(target=write_until_gone, args=(writer, api, ledger, errors, stop))
         for writer in WRITERS
     ]
     for thread in threads:
@@ -113,11 +113,11 @@ def write_and_kill(server, ledger, way):
     until(lambda: errors or ledger.total >= before + LEAST_PER_ROUND, "nothing is acknowledged")
     time.sleep(random.uniform(0, 1.5))
     server.kill(way)
+    stop.set()
     for thread in threads:
         thread.join(2 * PATIENCE_S)
     assert not any(thread.is_alive() for thread in threads), "a client hangs"
     assert not errors, errors
-    return api
 
 
 def check(server, ledger, since):
@@ -148,6 +148,7 @@ def run_rounds(settings, kills, folder):
                 write_and_kill(server, ledger, way)
                 server.restart(way)
                 check(server, ledger, since)
+                print(f"kill {number + 1} ({way}): {ledger.total} acknowledged", flush=True)
             check_all(server, ledger)
         finally:
             server.stop()

@@ -254,12 +254,16 @@ WRITERS = (
 _MOST = {background_responses: 3, runs: 4, batches: 1}
 
 
-def write_until_gone(writer: Callable, api: Api, ledger: Ledger, errors: list) -> None:
-    """Have one client write until the server has gone."""
+def write_until_gone(
+    writer: Callable, api: Api, ledger: Ledger, errors: list, stop: threading.Event
+) -> None:
+    """Have one client write until the server has gone; ``stop``: it may be back already."""
     numbers = range(_MOST[writer]) if writer in _MOST else itertools.count()
     try:
         with contextlib.suppress(Gone, OSError, http.client.HTTPException):
             for number in numbers:
+                if stop.is_set():
+                    break
                 writer(api, ledger, number)
     except BaseException as error:
         errors.append(error)
