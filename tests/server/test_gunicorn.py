@@ -51,7 +51,7 @@ def server():
 
 
 def _wait_until_ready(process, url):
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + 2 * PATIENCE_S
     while time.monotonic() < deadline:
         assert process.poll() is None, process.stdout.read()
         try:

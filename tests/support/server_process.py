@@ -59,7 +59,7 @@ def _command(options: Sequence[object]) -> tuple[list[str], str]:
 
 
 def _wait_until_ready(process: subprocess.Popen, url: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + 2 * PATIENCE_S
     while time.monotonic() < deadline:
         assert process.poll() is None, process.stdout.read()
         try:
