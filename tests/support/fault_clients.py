@@ -18,10 +18,10 @@ from collections.abc import Callable
 
 from waiting import PATIENCE_S
 
-__all__ = ["ENDED", "UNFINISHED", "WRITERS", "Api", "Gone", "Ledger", "write_until_gone"]
+__all__ = ["WRITERS", "Api", "Gone", "Ledger", "write_until_gone"]
 
-ENDED = ("completed", "failed", "cancelled", "expired", "incomplete")
-UNFINISHED = ("queued", "in_progress", "cancelling", "validating", "finalizing")
+_ENDED = ("completed", "failed", "cancelled", "expired", "incomplete")
+_UNFINISHED = ("queued", "in_progress", "cancelling", "validating", "finalizing")
 
 # (status, body) of an answer -> whether it may be given.
 Allowed = Callable[[int, bytes], bool]
@@ -126,8 +126,8 @@ def _equal(expected: dict) -> Allowed:
 
 
 def _has_ended(data: dict) -> bool:
-    assert data["status"] in ENDED + UNFINISHED, data
-    return data["status"] in ENDED
+    assert data["status"] in _ENDED + _UNFINISHED, data
+    return data["status"] in _ENDED
 
 
 def conversations(api: Api, ledger: Ledger, number: int) -> None:
@@ -169,7 +169,7 @@ def streamed_responses(api: Api, ledger: Ledger, number: int) -> None:
     request = urllib.request.Request(f"{api.url}/v1/responses", data, headers)
 
     def cut(status: int, body: bytes) -> bool:
-        return status == 404 or json.loads(body)["status"] in ENDED
+        return status == 404 or json.loads(body)["status"] in _ENDED
 
     with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
         for line in answer:
