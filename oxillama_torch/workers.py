@@ -26,7 +26,9 @@ from oxillama_torch.errors import CapacityError
 __all__ = ["WorkerPool", "confine"]
 
 _ROOT = str(Path(__file__).resolve().parents[1])  # where a worker finds this package
-_GRACE_S = 5.0  # wall time for starting, and for a busy machine, before a process is killed
+# Wall time for starting, and for a busy machine, before a process is killed: its own limit is what ends
+# a hostile request.
+_GRACE_S = 30.0
 
 
 def confine(memory: int) -> None:
