@@ -26,8 +26,8 @@ from oxillama_torch.errors import CapacityError
 __all__ = ["WorkerPool", "confine"]
 
 _ROOT = str(Path(__file__).resolve().parents[1])  # where a worker finds this package
-# Wall time for starting, and for a busy machine, before a process is killed. What is hostile ends by
-# the processor time before.
+# Wall time for starting, and for a busy machine, before a process is killed. Hostile requests are
+# ended before that, by their processor time.
 _GRACE_S = 30.0
 
 
