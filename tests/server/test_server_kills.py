@@ -156,8 +156,6 @@ def run_rounds(settings, kills, folder):
         finally:
             server.stop()
     print(f"{kills} kills, {ledger.total} acknowledged: {dict(ledger.counts)}")
-    said = (folder / "server.log").read_text()
-    assert "Traceback" not in said, said[-5000:]
     assert not list(folder.glob("**/*.part"))
 
 
