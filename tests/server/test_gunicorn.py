@@ -168,7 +168,7 @@ def test_second_server_on_the_port_says_so(server):
     port = server.rsplit(":", 1)[1]
     result = subprocess.run(
         [sys.executable, "-m", "oxillama_torch.cli", "serve", "--port", port],
-        capture_output=True, text=True, timeout=PATIENCE_S,
+        capture_output=True, text=True, timeout=2 * PATIENCE_S,
     )  # fmt: skip
     assert result.returncode == 5
     assert result.stderr.count("\n") == 1
@@ -180,7 +180,7 @@ def test_a_failed_start_says_why_in_one_line(tmp_path):
     result = subprocess.run(
         [sys.executable, "-m", "oxillama_torch.cli", "serve", "--port", "0", "--device", "cpu",
          "--api-key-file", str(tmp_path / "keys")],
-        capture_output=True, text=True, timeout=PATIENCE_S, env={**os.environ, "NO_COLOR": "1"},
+        capture_output=True, text=True, timeout=2 * PATIENCE_S, env={**os.environ, "NO_COLOR": "1"},
     )  # fmt: skip
     assert result.returncode == 3
     assert result.stderr.count("\n") == 1, result.stderr
@@ -196,7 +196,7 @@ def test_bad_file_ends_with_one_line(tmp_path, content, code):
         path.write_bytes(content)
     result = subprocess.run(
         [sys.executable, "-m", "oxillama_torch.cli", "serve", "--model", str(path)],
-        capture_output=True, text=True, timeout=PATIENCE_S, env={**os.environ, "NO_COLOR": "1"},
+        capture_output=True, text=True, timeout=2 * PATIENCE_S, env={**os.environ, "NO_COLOR": "1"},
     )  # fmt: skip
     assert result.returncode == code, result.stderr
     assert result.stderr.count("\n") == 1
