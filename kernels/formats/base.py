@@ -79,6 +79,8 @@ class Format:
         join: the inverse of ``split``.
         decode: (out float32 [..., block_weights], **fields) -> None; writes the weights into out.
         decode_tile: the Triton tile decoder described at the top of this file.
+        decode_pairs: ``decode_tile`` in bfloat16, for tensor cores, by ``pairs``; None: its values
+            are rounded instead.
         table: device -> a codebook for ``decode_tile``, the same tensor in every call; a format
             with a table has at most three planes.
     """
@@ -90,6 +92,7 @@ class Format:
     decode: Callable[..., None] = field(repr=False)
     decode_tile: Any = field(repr=False)
     table: Callable[[torch.device], Tensor] | None = field(default=None, repr=False)
+    decode_pairs: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         most = MAX_PLANES - (self.table is not None)
@@ -98,6 +101,10 @@ class Format:
     @property
     def name(self) -> str:
         return self.type.name
+
+    def decoder(self, bfloat16: bool) -> Any:
+        """The tile decoder for matrix products in bfloat16, or in float32 and float16."""
+        return self.decode_pairs if bfloat16 and self.decode_pairs else self.decode_tile
 
     @property
     def size(self) -> TypeSize:

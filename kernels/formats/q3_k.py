@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from oxillama_torch.gguf.types import GGMLType
+from oxillama_torch.kernels.formats import pairs
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.formats.bits import crumbs, float16_at, join_bytes
 from oxillama_torch.kernels.formats.tile import crumbs_tile, jit, small_to_float, tl
@@ -82,6 +83,40 @@ def decode_tile(
     return w.reshape(BLOCK_N, BLOCK_K)
 
 
+@jit
+def run_tile(q, high, p_scales, s_scales, rows, row_mask, side, run, d):
+    """A run of 32 of each half: low bits, high bits, four to an int32 -> words of its weights."""
+    at = p_scales + rows[:, None] * s_scales + (side // 2 * 8 + run * 2 + side % 2)[None, :]
+    scale = tl.load(at, mask=row_mask[:, None], other=0).to(tl.float32)
+    return pairs.scaled(pairs.exact(q & 0x03030303 | (high & 0x01010101) << 2, 4), d * scale)
+
+
+@jit
+def decode_pairs(
+    p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """``decode_tile`` by ``pairs``."""
+    side = pairs.sides(k0, BLOCK_K)
+    d = pairs.load_half(p3, s3, rows, row_mask, side // 4)
+    word = tl.arange(0, 4)[None, :]
+    q = pairs.load_fours(p0, s0, rows, row_mask, (side * 4)[:, None] + word)
+    high_at = (side // 4 * 8 + side % 2 * 4)[:, None] + word
+    high = pairs.load_fours(p1, s1, rows, row_mask, high_at) >> (side // 2 % 2 * 4)[None, :, None]
+    first = 0
+    if BLOCK_K == 64:
+        first = k0 // 64 % 2 * 2
+        q, high = q >> 2 * first, high >> first
+    q0 = run_tile(q, high, p2, s2, rows, row_mask, side, first, d)
+    q1 = run_tile(q >> 2, high >> 1, p2, s2, rows, row_mask, side, first + 1, d)
+    if BLOCK_K == 64:
+        return pairs.two_runs(q0, q1)
+    else:
+        q2 = run_tile(q >> 4, high >> 2, p2, s2, rows, row_mask, side, 2, d)
+        q3 = run_tile(q >> 6, high >> 3, p2, s2, rows, row_mask, side, 3, d)
+        return pairs.four_runs(q0, q1, q2, q3)
+
+
 FORMAT = Format(
     GGMLType.Q3_K,
     {"qs": 64, "hmask": 32, "scales": 16, "d": 1},
@@ -89,4 +124,5 @@ FORMAT = Format(
     join,
     decode,
     decode_tile,
+    decode_pairs=decode_pairs,
 )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from oxillama_torch.gguf.types import GGMLType
+from oxillama_torch.kernels.formats import pairs
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.formats.bits import float16_at, join_bytes
 from oxillama_torch.kernels.formats.tile import jit, nibbles, small_to_float, tl
@@ -50,4 +51,21 @@ def decode_tile(
     return w.reshape(BLOCK_N, BLOCK_K)
 
 
-FORMAT = Format(GGMLType.Q4_1, {"qs": 16, "dm": 2}, split, join, decode, decode_tile)
+@jit
+def decode_pairs(
+    p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """``decode_tile`` by ``pairs``."""
+    block = k0 // 32 + tl.arange(0, BLOCK_K // 32)
+    d, m = pairs.load_halves(p1, s1, rows, row_mask, block)
+    word = (block * 4)[:, None] + tl.arange(0, 4)[None, :]
+    qs = pairs.load_fours(p0, s0, rows, row_mask, word)
+    low = pairs.scaled_less(pairs.exact(qs & 0x0F0F0F0F, 0), d, -m)
+    high = pairs.scaled_less(pairs.exact((qs >> 4) & 0x0F0F0F0F, 0), d, -m)
+    return pairs.low_and_high(low, high)
+
+
+FORMAT = Format(
+    GGMLType.Q4_1, {"qs": 16, "dm": 2}, split, join, decode, decode_tile, decode_pairs=decode_pairs
+)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from oxillama_torch.gguf.types import GGMLType
+from oxillama_torch.kernels.formats import pairs
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.formats.bits import (
     float16_at,
@@ -83,4 +84,40 @@ def decode_tile(
     return w.reshape(BLOCK_N, BLOCK_K)
 
 
-FORMAT = Format(GGMLType.Q4_K, {"qs": 128, "scales": 16, "dm": 2}, split, join, decode, decode_tile)
+@jit
+def pair_scales(p_scales, p_dm, s_scales, s_dm, rows, row_mask, pair):
+    """``d*sc`` and ``dmin*m`` of two groups of 32 each: four float32 [BLOCK_N, pairs]."""
+    at = (rows * (s_scales // 2))[:, None] + (pair // 4 * 8 + pair % 4)[None, :]
+    at = p_scales.to(tl.pointer_type(tl.uint16)) + at
+    sc = tl.load(at, mask=row_mask[:, None], other=0).to(tl.int32)
+    m = tl.load(at + 4, mask=row_mask[:, None], other=0).to(tl.int32)
+    d, dmin = pairs.load_halves(p_dm, s_dm, rows, row_mask, pair // 4)
+    sc0, sc1 = small_to_float(sc & 255, 0), small_to_float(sc >> 8, 0)
+    m0, m1 = small_to_float(m & 255, 0), small_to_float(m >> 8, 0)
+    return d * sc0, d * sc1, dmin * m0, dmin * m1
+
+
+@jit
+def decode_pairs(
+    p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """``decode_tile`` by ``pairs``."""
+    pair = k0 // 64 + tl.arange(0, BLOCK_K // 64)
+    d0, d1, m0, m1 = pair_scales(p1, p2, s1, s2, rows, row_mask, pair)
+    word = (pair * 8)[:, None] + tl.arange(0, 8)[None, :]
+    qs = pairs.load_fours(p0, s0, rows, row_mask, word)
+    low = pairs.scaled_less(pairs.exact(qs & 0x0F0F0F0F, 0), d0, m0)
+    high = pairs.scaled_less(pairs.exact((qs >> 4) & 0x0F0F0F0F, 0), d1, m1)
+    return pairs.low_and_high(low, high)
+
+
+FORMAT = Format(
+    GGMLType.Q4_K,
+    {"qs": 128, "scales": 16, "dm": 2},
+    split,
+    join,
+    decode,
+    decode_tile,
+    decode_pairs=decode_pairs,
+)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from oxillama_torch.gguf.types import GGMLType
+from oxillama_torch.kernels.formats import pairs
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.formats.bits import bit_planes, float16_at, int32_at, join_bytes
 from oxillama_torch.kernels.formats.tile import jit, nibbles, small_to_float, take4, take8, tl
@@ -63,4 +64,38 @@ def decode_tile(
     return w.reshape(BLOCK_N, BLOCK_K)
 
 
-FORMAT = Format(GGMLType.Q5_0, {"qs": 16, "qh": 1, "d": 1}, split, join, decode, decode_tile)
+@jit
+def fours_tile(p_qs, p_qh, s_qs, s_qh, rows, row_mask, block):
+    """Quants four to an int32 [BLOCK_N, blocks, 4]: of the first 16 weights, of the others."""
+    word = tl.arange(0, 4)
+    at = (block * 4)[:, None] + word[None, :]
+    qs = pairs.load_fours(p_qs, s_qs, rows, row_mask, at)
+    qh_at = p_qh + rows[:, None] * s_qh + block[None, :]
+    qh = tl.load(qh_at, mask=row_mask[:, None], other=0)[:, :, None] >> (word * 4)[None, None, :]
+    # Four neighbouring bits, one to each byte, as bit 4 there.
+    low = qs & 0x0F0F0F0F | ((qh & 15) * 0x02040810) & 0x10101010
+    return low, (qs >> 4) & 0x0F0F0F0F | (((qh >> 16) & 15) * 0x02040810) & 0x10101010
+
+
+@jit
+def decode_pairs(
+    p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """``decode_tile`` by ``pairs``."""
+    block = k0 // 32 + tl.arange(0, BLOCK_K // 32)
+    d = pairs.load_half(p2, s2, rows, row_mask, block)
+    low, high = fours_tile(p0, p1, s0, s1, rows, row_mask, block)
+    low = pairs.scaled(pairs.exact(low, 16), d)
+    return pairs.low_and_high(low, pairs.scaled(pairs.exact(high, 16), d))
+
+
+FORMAT = Format(
+    GGMLType.Q5_0,
+    {"qs": 16, "qh": 1, "d": 1},
+    split,
+    join,
+    decode,
+    decode_tile,
+    decode_pairs=decode_pairs,
+)

@@ -13,9 +13,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from oxillama_torch.gguf.types import GGMLType
+from oxillama_torch.kernels.formats import pairs
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.formats.bits import float16_at, int32_at, join_bytes
-from oxillama_torch.kernels.formats.q5_0 import quants, quants_tile
+from oxillama_torch.kernels.formats.q5_0 import fours_tile, quants, quants_tile
 from oxillama_torch.kernels.formats.tile import jit, small_to_float, tl
 
 
@@ -48,4 +49,25 @@ def decode_tile(
     return w.reshape(BLOCK_N, BLOCK_K)
 
 
-FORMAT = Format(GGMLType.Q5_1, {"qs": 16, "qh": 1, "dm": 2}, split, join, decode, decode_tile)
+@jit
+def decode_pairs(
+    p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """``decode_tile`` by ``pairs``."""
+    block = k0 // 32 + tl.arange(0, BLOCK_K // 32)
+    d, m = pairs.load_halves(p2, s2, rows, row_mask, block)
+    low, high = fours_tile(p0, p1, s0, s1, rows, row_mask, block)
+    low = pairs.scaled_less(pairs.exact(low, 0), d, -m)
+    return pairs.low_and_high(low, pairs.scaled_less(pairs.exact(high, 0), d, -m))
+
+
+FORMAT = Format(
+    GGMLType.Q5_1,
+    {"qs": 16, "qh": 1, "dm": 2},
+    split,
+    join,
+    decode,
+    decode_tile,
+    decode_pairs=decode_pairs,
+)

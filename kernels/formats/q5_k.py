@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from oxillama_torch.gguf.types import GGMLType
+from oxillama_torch.kernels.formats import pairs
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.formats.bits import (
     float16_at,
@@ -23,7 +24,7 @@ from oxillama_torch.kernels.formats.bits import (
     join_scales6,
     split_scales6,
 )
-from oxillama_torch.kernels.formats.q4_k import apply_scales, scales_tile
+from oxillama_torch.kernels.formats.q4_k import apply_scales, pair_scales, scales_tile
 from oxillama_torch.kernels.formats.tile import jit, small_to_float, tl
 
 
@@ -74,6 +75,24 @@ def decode_tile(
     return w.reshape(BLOCK_N, BLOCK_K)
 
 
+@jit
+def decode_pairs(
+    p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """``decode_tile`` by ``pairs``."""
+    pair = k0 // 64 + tl.arange(0, BLOCK_K // 64)
+    d0, d1, m0, m1 = pair_scales(p2, p3, s2, s3, rows, row_mask, pair)
+    word = tl.arange(0, 8)[None, :]
+    qs = pairs.load_fours(p0, s0, rows, row_mask, (pair * 8)[:, None] + word)
+    qh = pairs.load_fours(p1, s1, rows, row_mask, (pair // 4 * 8)[:, None] + word)
+    qh = qh >> (pair % 4 * 2)[None, :, None]
+    low = qs & 0x0F0F0F0F | (qh & 0x01010101) << 4
+    high = (qs >> 4) & 0x0F0F0F0F | (qh & 0x02020202) << 3
+    low = pairs.scaled_less(pairs.exact(low, 0), d0, m0)
+    return pairs.low_and_high(low, pairs.scaled_less(pairs.exact(high, 0), d1, m1))
+
+
 FORMAT = Format(
     GGMLType.Q5_K,
     {"qs": 128, "qh": 32, "scales": 16, "dm": 2},
@@ -81,4 +100,5 @@ FORMAT = Format(
     join,
     decode,
     decode_tile,
+    decode_pairs=decode_pairs,
 )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from oxillama_torch.gguf.types import GGMLType
+from oxillama_torch.kernels.formats import pairs
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.formats.bits import float16_at, join_bytes
 from oxillama_torch.kernels.formats.tile import jit, small_to_float, tl
@@ -94,6 +95,52 @@ def decode_tile(
     return w.reshape(BLOCK_N, BLOCK_K)
 
 
+@jit
+def run_tile(low, high, p_scales, p_d, s_scales, s_d, rows, row_mask, side, run):
+    """A run of 32 of each half: words of its low and of its high bits, in place -> its weights."""
+    at = p_scales + rows[:, None] * s_scales + (side // 2 * 8 + run * 2 + side % 2)[None, :]
+    scale = tl.load(at, mask=row_mask[:, None], other=0).to(tl.float32)
+    d = pairs.load_half(p_d, s_d, rows, row_mask, side // 4)
+    return pairs.scaled(pairs.exact(low | high, 32), d * scale)
+
+
+@jit
+def decode_pairs(
+    p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """``decode_tile`` by ``pairs``."""
+    side = pairs.sides(k0, BLOCK_K)
+    word = tl.arange(0, 4)[None, :]
+    low_at = (side // 2 * 16 + side % 2 * 4)[:, None] + word
+    a = pairs.load_fours(p0, s0, rows, row_mask, low_at)
+    b = pairs.load_fours(p0, s0, rows, row_mask, low_at + 8)
+    high = pairs.load_fours(p1, s1, rows, row_mask, (side * 4)[:, None] + word)
+    first = 0
+    if BLOCK_K == 64:
+        first = k0 // 64 % 2 * 2
+        a, b, high = a >> 2 * first, b >> 2 * first, high >> 2 * first
+    q0 = run_tile(
+        a & 0x0F0F0F0F, (high & 0x03030303) << 4, p2, p3, s2, s3, rows, row_mask, side, first
+    )
+    q1 = run_tile(
+        b & 0x0F0F0F0F, (high & 0x0C0C0C0C) << 2, p2, p3, s2, s3, rows, row_mask, side, first + 1
+    )  # fmt: skip
+    if BLOCK_K == 64:
+        return pairs.two_runs(q0, q1)
+    else:
+        a, b = (a >> 4) & 0x0F0F0F0F, (b >> 4) & 0x0F0F0F0F
+        q2 = run_tile(a, high & 0x30303030, p2, p3, s2, s3, rows, row_mask, side, 2)
+        q3 = run_tile(b, (high >> 2) & 0x30303030, p2, p3, s2, s3, rows, row_mask, side, 3)
+        return pairs.four_runs(q0, q1, q2, q3)
+
+
 FORMAT = Format(
-    GGMLType.Q6_K, {"ql": 128, "qh": 64, "scales": 16, "d": 1}, split, join, decode, decode_tile
+    GGMLType.Q6_K,
+    {"ql": 128, "qh": 64, "scales": 16, "d": 1},
+    split,
+    join,
+    decode,
+    decode_tile,
+    decode_pairs=decode_pairs,
 )

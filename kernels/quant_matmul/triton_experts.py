@@ -92,12 +92,11 @@ def launch(
     (rows, inputs), outputs = x.shape, weight.shape[0] // num_experts
     out = x.new_empty(rows, outputs)
     plan = plan_tiles(expert_ids, num_experts, config.block_m)
-    tile = block_k(weight.format, inputs, config.block_k)
+    tile, dot = block_k(weight.format, inputs, config.block_k), dot_dtype(x.dtype)
     with launch_device(x):
         experts_kernel[(triton.cdiv(outputs, config.block_n), len(plan[1]))](
             x, x.stride(0), *weight.tile_args(), out, outputs, inputs, *plan, num_experts,
-            DECODE=weight.format.decode_tile,
-            DOT_DTYPE=dot_dtype(x.dtype),
+            DECODE=weight.format.decoder(dot == tl.bfloat16), DOT_DTYPE=dot,
             EVEN_K=inputs % tile == 0,
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=tile,
             num_warps=config.num_warps, num_stages=config.num_stages,

@@ -100,12 +100,12 @@ def launch_gemm(x: torch.Tensor, weight: PackedTensor, kind: str, config: Config
     x = x if x.stride(1) == 1 else x.contiguous()
     (rows, inputs), features = x.shape, weight.shape[0] // 2
     out = x.new_empty(rows, features)
-    tile = block_k(weight.format, inputs, config.block_k)
+    tile, dot = block_k(weight.format, inputs, config.block_k), dot_dtype(x.dtype)
     grid = (triton.cdiv(features, config.block_n), triton.cdiv(rows, config.block_m))
     with launch_device(x):
         gemm_gated_kernel[grid](
             x, x.stride(0), *weight.tile_args(), out, rows, features, inputs,
-            DECODE=weight.format.decode_tile, KIND=kind, DOT_DTYPE=dot_dtype(x.dtype),
+            DECODE=weight.format.decoder(dot == tl.bfloat16), KIND=kind, DOT_DTYPE=dot,
             EVEN_K=inputs % tile == 0,
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=tile,
             num_warps=config.num_warps, num_stages=config.num_stages,

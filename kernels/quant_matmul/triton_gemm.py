@@ -96,14 +96,13 @@ def launch(
     x = x if x.stride(1) == 1 else x.contiguous()
     (rows, inputs), outputs = x.shape, weight.shape[0]
     out = x.new_empty(rows, outputs)
-    tile = block_k(weight.format, inputs, config.block_k)
+    tile, dot = block_k(weight.format, inputs, config.block_k), dot_dtype(x.dtype)
     grid = (triton.cdiv(outputs, config.block_n), triton.cdiv(rows, config.block_m))
     with launch_device(x):
         gemm_kernel[grid](
             x, x.stride(0), *weight.tile_args(), out if bias is None else bias, out,
             rows, outputs, inputs,
-            DECODE=weight.format.decode_tile,
-            DOT_DTYPE=dot_dtype(x.dtype),
+            DECODE=weight.format.decoder(dot == tl.bfloat16), DOT_DTYPE=dot,
             HAS_BIAS=bias is not None,
             EVEN_K=inputs % tile == 0,
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=tile,

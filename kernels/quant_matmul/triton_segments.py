@@ -108,7 +108,8 @@ def launch_gemm(
     rows, inputs = x.shape
     sizes = [weight.shape[0] for weight in weights]
     outs = [x.new_empty(rows, size) for size in sizes]
-    tile = block_k(weights[0].format, inputs, config.block_k)
+    tile, dot = block_k(weights[0].format, inputs, config.block_k), dot_dtype(x.dtype)
+    decoders = [weight.format.decoder(dot == tl.bfloat16) for weight in weights]
     grid = (
         sum(triton.cdiv(size, config.block_n) for size in sizes),
         triton.cdiv(rows, config.block_m),
@@ -118,8 +119,7 @@ def launch_gemm(
             x, x.stride(0), *weights[0].tile_args(), *weights[1].tile_args(),
             *(out if bias is None else bias for out, bias in zip(outs, biases)), *outs,
             rows, *sizes, inputs,
-            DECODE_A=weights[0].format.decode_tile, DECODE_B=weights[1].format.decode_tile,
-            DOT_DTYPE=dot_dtype(x.dtype),
+            DECODE_A=decoders[0], DECODE_B=decoders[1], DOT_DTYPE=dot,
             HAS_BIAS_A=biases[0] is not None, HAS_BIAS_B=biases[1] is not None,
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=tile,
             num_warps=config.num_warps, num_stages=config.num_stages,

@@ -114,7 +114,7 @@ def _of_format(format: Format) -> list[Variant]:
 def _variant(name: str, kernel: Any, format: Format, config: configs.Config) -> Variant:
     block_k = configs.block_k(format, _INPUTS, config.block_k)
     constants = {
-        "DECODE": format.decode_tile,
+        "DECODE": format.decoder("DOT_DTYPE" in kernel.arg_names),
         "DOT_DTYPE": tl.bfloat16,
         "HAS_BIAS": False,
         "EVEN_K": True,
@@ -248,7 +248,7 @@ def _segments(first: Format, second: Format) -> list[Variant]:
             kernel=gemm_segments_kernel,
             arguments=gemm_arguments,
             constants={k: gemm.constants[k] for k in ("DOT_DTYPE", "BLOCK_M", "BLOCK_N", "BLOCK_K")}
-            | {"DECODE_A": first.decode_tile, "DECODE_B": second.decode_tile, **shared},
+            | {"DECODE_A": first.decoder(True), "DECODE_B": second.decoder(True), **shared},
             aligned=tuple(n for n in gemm_arguments if n != "M"),
         ),
         replace(
