@@ -89,6 +89,7 @@ class Kernel:
         priority: among those that can, the highest is chosen when no rule names one.
         unless_asked: returns why it is not chosen for a call unless a rule names it, or None.
         error: relative L2 error that it states beyond the rounding of the activations' dtype.
+        takes_quantized: has a keyword ``quantized`` for rows that are there in 8 bits already.
     """
 
     op: str
@@ -98,6 +99,7 @@ class Kernel:
     priority: int
     unless_asked: Callable[[Call], str | None]
     error: float = 0.0
+    takes_quantized: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,7 @@ def register(
     unless_asked: Callable[[Call], str | None] | None = None,
     priority: int = 0,
     error: float = 0.0,
+    takes_quantized: bool = False,
 ) -> Callable[[Callable], Callable]:
     """Decorator that adds a backend to an op.
 
@@ -146,6 +149,7 @@ def register(
         priority: the highest that can serve wins by default.
         error: relative L2 error of a result that is its own doing, such as activations rounded to
             8 bits; ``oxillama kernels check`` allows it.
+        takes_quantized: it has a keyword ``quantized`` (``quant_matmul.quantized``).
 
     Raises:
         ValueError: the (op, backend) pair is taken.
@@ -168,7 +172,14 @@ def register(
             if backend in backends:
                 raise ValueError(f"{op}={backend} is registered already")
             backends[backend] = Kernel(
-                op, backend, function, refuse, priority, unless_asked or (lambda call: None), error
+                op,
+                backend,
+                function,
+                refuse,
+                priority,
+                unless_asked or (lambda call: None),
+                error,
+                takes_quantized,
             )
             _cache.clear()
         return function

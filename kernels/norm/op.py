@@ -1,6 +1,6 @@
 """Launchers of RMSNorm and LayerNorm, with an optional residual sum.
 
-Shapes: M rows, D features.
+Shapes: M rows, D features; G groups of 32 features.
 """
 
 from __future__ import annotations
@@ -8,14 +8,20 @@ from __future__ import annotations
 import torch
 
 from oxillama_torch.kernels import registry
+from oxillama_torch.kernels.quant_matmul.quantized import QuantizedRows
 
-__all__ = ["layer_norm", "rms_norm"]
+__all__ = ["layer_norm", "rms_norm", "rms_norm_quantized"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MAX_FEATURES = 16384
 
 registry.declare(
     "rms_norm",
+    "oxillama_torch.kernels.norm.reference",
+    "oxillama_torch.kernels.norm.triton_rms_norm",
+)
+registry.declare(
+    "rms_norm_quantized",
     "oxillama_torch.kernels.norm.reference",
     "oxillama_torch.kernels.norm.triton_rms_norm",
 )
@@ -57,6 +63,38 @@ def rms_norm(
         return x if residual is None else (x, residual)
     call = registry.Call(x.device.type, x.dtype, numerics, m=x.shape[0])
     return registry.select("rms_norm", call).function(x, weight, eps, residual=residual)
+
+
+def rms_norm_quantized(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    *,
+    residual: torch.Tensor | None = None,
+    numerics: str = "fast",
+) -> tuple[QuantizedRows, torch.Tensor]:
+    """``rms_norm``, and its result in 8 bits too, for an integer product that comes next.
+
+    Args:
+        x, weight, eps, residual, numerics: as for :func:`rms_norm`; D a multiple of 32.
+
+    Returns:
+        The normed rows, quantized as ``triton_quantize.quantize`` would; the sum, or ``x`` where
+        there is no residual.
+
+    Raises:
+        ValueError: an operand does not fit; says got and wanted.
+    """
+    _check_rows(x, residual)
+    _check_like("weight", weight, x.shape[1:], torch.float32, x.device)
+    if x.shape[1] % 32:
+        raise ValueError(f"x: got {x.shape[1]} features, wanted a multiple of 32")
+    if x.numel() == 0:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, wanted at least one row")
+    call = registry.Call(x.device.type, x.dtype, numerics, m=x.shape[0])
+    kernel = registry.select("rms_norm_quantized", call)
+    normed, values, scales, sums, summed = kernel.function(x, weight, eps, residual=residual)
+    return QuantizedRows(normed, values, scales, sums), summed
 
 
 def layer_norm(

@@ -12,7 +12,7 @@ import torch
 
 from oxillama_torch.kernels.registry import register
 
-__all__ = ["layer_norm", "rms_norm"]
+__all__ = ["layer_norm", "rms_norm", "rms_norm_quantized"]
 
 
 @register("rms_norm", "reference")
@@ -29,6 +29,26 @@ def rms_norm(
     mean_square = (wide * wide).mean(-1, keepdim=True)
     normed = (wide * torch.rsqrt(mean_square + eps) * weight).to(x.dtype)
     return normed if residual is None else (normed, summed)
+
+
+@register("rms_norm_quantized", "reference")
+def rms_norm_quantized(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    *,
+    residual: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, ...]:
+    """Reference of :func:`oxillama_torch.kernels.norm.op.rms_norm_quantized`.
+
+    Returns: normed [M, D], values int8 [M, D], scales and sums float32 [M, G], the sum [M, D].
+    """
+    normed = rms_norm(x, weight, eps, residual=residual)
+    normed, summed = (normed, x) if residual is None else normed
+    groups = normed.float().unflatten(1, (-1, 32))
+    scales = groups.abs().amax(-1) / 127
+    quants = (groups / torch.where(scales > 0, scales, 1).unsqueeze(-1)).round()
+    return normed, quants.flatten(1).to(torch.int8), scales, scales * quants.sum(-1), summed
 
 
 @register("layer_norm", "reference")

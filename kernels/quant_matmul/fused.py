@@ -16,13 +16,20 @@ from oxillama_torch.kernels import registry
 from oxillama_torch.kernels.activation.op import KINDS
 from oxillama_torch.kernels.formats.base import PackedTensor
 from oxillama_torch.kernels.quant_matmul.op import check_operands
+from oxillama_torch.kernels.quant_matmul.quantized import QuantizedRows, options_of, plain
 from oxillama_torch.kernels.registry import Call
 
-__all__ = ["left_to_others", "quant_matmul_gated", "quant_matmul_segments", "types_of"]
+__all__ = [
+    "left_to_others",
+    "quant_matmul_gated",
+    "quant_matmul_segments",
+    "types_of",
+    "wants_quantized",
+]
 
 
 def quant_matmul_segments(
-    x: torch.Tensor,
+    x: torch.Tensor | QuantizedRows,
     weights: Sequence[PackedTensor],
     biases: Sequence[torch.Tensor | None],
     *,
@@ -33,7 +40,7 @@ def quant_matmul_segments(
     Q4_K_M and its like mix types inside of one layer's q, k and v, which then cannot be one weight.
 
     Args:
-        x: activations, float32, bfloat16 or float16 [M, K].
+        x: activations, float32, bfloat16 or float16 [M, K], with an 8-bit form or without.
         weights: packed, shapes (N_i, K).
         biases: [N_i] or None each.
         numerics: as for ``quant_matmul``.
@@ -49,23 +56,29 @@ def quant_matmul_segments(
         raise ValueError(
             f"biases: got {len(biases)}, wanted one for each of {len(weights)} weights"
         )
+    rows = plain(x)
     for weight, bias in zip(weights, biases):
-        check_operands(x, weight, bias)
-    if len(x) == 0:
-        return [x.new_empty(0, weight.shape[0]) for weight in weights]
-    kernel = registry.select("quant_matmul_segments", _call(x, weights, numerics))
-    return kernel.function(x, weights, biases, numerics=numerics)
+        check_operands(rows, weight, bias)
+    if len(rows) == 0:
+        return [rows.new_empty(0, weight.shape[0]) for weight in weights]
+    kernel = registry.select("quant_matmul_segments", _call(rows, weights, numerics))
+    options = options_of(kernel, x)
+    return kernel.function(rows, weights, biases, numerics=numerics, **options)
 
 
 def quant_matmul_gated(
-    x: torch.Tensor, weight: PackedTensor, kind: str, *, numerics: str = "invariant"
+    x: torch.Tensor | QuantizedRows,
+    weight: PackedTensor,
+    kind: str,
+    *,
+    numerics: str = "invariant",
 ) -> torch.Tensor:
     """``act(x @ gate^T) * (x @ up^T)`` (Shazeer 2020, arXiv:2002.05202).
 
     Both products are rounded to the dtype of ``x`` before the activation, as if they had been two.
 
     Args:
-        x: activations, float32, bfloat16 or float16 [M, K].
+        x: activations, float32, bfloat16 or float16 [M, K], with an 8-bit form or without.
         weight: packed, shape (2 F, K): the rows of gate, then those of up.
         kind: ``"silu"``, ``"gelu"`` or ``"gelu_tanh"``.
         numerics: as for ``quant_matmul``.
@@ -76,15 +89,33 @@ def quant_matmul_gated(
     Raises:
         ValueError, UnsupportedError: as for ``quant_matmul_segments``.
     """
-    check_operands(x, weight, None)
+    rows = plain(x)
+    check_operands(rows, weight, None)
     if kind not in KINDS:
         raise ValueError(f"kind: got {kind!r}, wanted one of {', '.join(KINDS)}")
     if weight.shape[0] % 2:
         raise ValueError(f"weight: got {weight.shape[0]} rows, wanted an even number")
-    if len(x) == 0:
-        return x.new_empty(0, weight.shape[0] // 2)
-    kernel = registry.select("quant_matmul_gated", _call(x, [weight], numerics))
-    return kernel.function(x, weight, kind, numerics=numerics)
+    if len(rows) == 0:
+        return rows.new_empty(0, weight.shape[0] // 2)
+    kernel = registry.select("quant_matmul_gated", _call(rows, [weight], numerics))
+    return kernel.function(rows, weight, kind, numerics=numerics, **options_of(kernel, x))
+
+
+def wants_quantized(
+    x: torch.Tensor, weights: Sequence[PackedTensor], numerics: str, *, gated: bool = False
+) -> bool:
+    """Whether the product that ``x`` goes into would quantize it, and takes it quantized.
+
+    Args:
+        x: activations [M, K], or any tensor with as many rows of that dtype.
+        weights: of ``quant_matmul``, or of ``quant_matmul_segments`` if several.
+        gated: the product is ``quant_matmul_gated``.
+    """
+    if numerics != "fast" or len(x) == 0:
+        return False
+    several = "quant_matmul_segments" if len(weights) > 1 else "quant_matmul"
+    op = "quant_matmul_gated" if gated else several
+    return registry.select(op, _call(x, weights, numerics)).takes_quantized
 
 
 def _call(x: torch.Tensor, weights: Sequence[PackedTensor], numerics: str) -> Call:

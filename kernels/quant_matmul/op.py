@@ -9,6 +9,7 @@ import torch
 
 from oxillama_torch.kernels import registry
 from oxillama_torch.kernels.formats.base import PackedTensor
+from oxillama_torch.kernels.quant_matmul.quantized import QuantizedRows, options_of, plain
 
 __all__ = ["check_operands", "quant_matmul", "quant_matmul_experts"]
 
@@ -16,7 +17,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def quant_matmul(
-    x: torch.Tensor,
+    x: torch.Tensor | QuantizedRows,
     weight: PackedTensor,
     bias: torch.Tensor | None = None,
     *,
@@ -25,7 +26,7 @@ def quant_matmul(
     """``y = x @ dequantize(weight)^T + bias``, accumulated in float32.
 
     Args:
-        x: activations, float32, bfloat16 or float16 [M, K].
+        x: activations, float32, bfloat16 or float16 [M, K], with an 8-bit form or without.
         weight: packed weight of shape (N, K).
         bias: [N], any floating dtype; added in float32.
         numerics: ``"invariant"`` (a row's bits depend on nothing else in the batch) or ``"fast"``.
@@ -37,10 +38,11 @@ def quant_matmul(
         ValueError: a shape, dtype or device that does not fit; says got and wanted.
         UnsupportedError: no backend, or none that a rule allows, serves the call.
     """
-    if check_operands(x, weight, bias) == 0:
-        return x.new_empty(0, weight.shape[0])
-    kernel = registry.select("quant_matmul", _call(x, weight, numerics))
-    return kernel.function(x, weight, bias)
+    rows = plain(x)
+    if check_operands(rows, weight, bias) == 0:
+        return rows.new_empty(0, weight.shape[0])
+    kernel = registry.select("quant_matmul", _call(rows, weight, numerics))
+    return kernel.function(rows, weight, bias, **options_of(kernel, x))
 
 
 def quant_matmul_experts(

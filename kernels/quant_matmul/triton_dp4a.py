@@ -17,7 +17,8 @@ import triton.language as tl
 from oxillama_torch.kernels.formats.base import PackedTensor
 from oxillama_torch.kernels.quant_matmul.configs import DP4A_MAX_ROWS, Config, dp4a_config
 from oxillama_torch.kernels.quant_matmul.dp4a_units import UNITS
-from oxillama_torch.kernels.quant_matmul.triton_quantize import quantize
+from oxillama_torch.kernels.quant_matmul.quantized import QuantizedRows
+from oxillama_torch.kernels.quant_matmul.triton_quantize import integers_of
 from oxillama_torch.kernels.registry import register
 from oxillama_torch.kernels.triton_support import (
     DEVICES,
@@ -85,16 +86,23 @@ def dp4a_kernel(
 
 
 def launch(
-    x: torch.Tensor, weight: PackedTensor, bias: torch.Tensor | None, config: Config
+    x: torch.Tensor,
+    weight: PackedTensor,
+    bias: torch.Tensor | None,
+    config: Config,
+    quantized: QuantizedRows | None = None,
 ) -> torch.Tensor:
-    """Quantize x and run the kernel; ``config.block_k`` counts units. Arguments as the op's."""
+    """Quantize x, if it is not yet, and run the kernel; ``config.block_k`` counts units.
+
+    Arguments as the op's.
+    """
     x = x if x.stride(1) == 1 else x.contiguous()
     (rows, inputs), outputs = x.shape, weight.shape[0]
     out = x.new_empty(rows, outputs)
     unit, unit_weights = UNITS[weight.format.name]
     with launch_device(x):
         dp4a_kernel[(rows * triton.cdiv(outputs, config.block_n),)](
-            *quantize(x), *weight.tile_args(), out if bias is None else bias, out,
+            *integers_of(x, quantized), *weight.tile_args(), out if bias is None else bias, out,
             rows, outputs, inputs,
             UNIT=unit, UNIT_WEIGHTS=unit_weights, USE_ASM=not INTERPRET,
             HAS_BIAS=bias is not None,
@@ -115,9 +123,13 @@ def launch(
     numerics=("fast",),
     priority=priority(3),
     error=2e-2,
+    takes_quantized=True,
 )
 def quant_matmul(
-    x: torch.Tensor, weight: PackedTensor, bias: torch.Tensor | None = None
+    x: torch.Tensor,
+    weight: PackedTensor,
+    bias: torch.Tensor | None = None,
+    quantized: QuantizedRows | None = None,
 ) -> torch.Tensor:
     """One program per row and output tile."""
-    return launch(x, weight, bias, dp4a_config(weight, x.shape[0]))
+    return launch(x, weight, bias, dp4a_config(weight, x.shape[0]), quantized)

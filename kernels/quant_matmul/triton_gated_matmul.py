@@ -24,8 +24,9 @@ from oxillama_torch.kernels.quant_matmul.configs import (
 )
 from oxillama_torch.kernels.quant_matmul.dp4a_units import UNITS
 from oxillama_torch.kernels.quant_matmul.fused import left_to_others
+from oxillama_torch.kernels.quant_matmul.quantized import QuantizedRows
 from oxillama_torch.kernels.quant_matmul.triton_dp4a import dp4a_tile
-from oxillama_torch.kernels.quant_matmul.triton_quantize import quantize
+from oxillama_torch.kernels.quant_matmul.triton_quantize import integers_of
 from oxillama_torch.kernels.registry import Call, register
 from oxillama_torch.kernels.triton_support import (
     DEVICES,
@@ -114,15 +115,21 @@ def launch_gemm(x: torch.Tensor, weight: PackedTensor, kind: str, config: Config
     return out
 
 
-def launch_dp4a(x: torch.Tensor, weight: PackedTensor, kind: str, config: Config) -> torch.Tensor:
-    """Quantize x and run the integer kernel; ``config.block_k`` counts units."""
+def launch_dp4a(
+    x: torch.Tensor,
+    weight: PackedTensor,
+    kind: str,
+    config: Config,
+    quantized: QuantizedRows | None = None,
+) -> torch.Tensor:
+    """Quantize x, if it is not yet, and run the integer kernel; ``block_k`` counts units."""
     x = x if x.stride(1) == 1 else x.contiguous()
     (rows, inputs), features = x.shape, weight.shape[0] // 2
     out = x.new_empty(rows, features)
     unit, unit_weights = UNITS[weight.format.name]
     with launch_device(x):
         dp4a_gated_kernel[(rows * triton.cdiv(features, config.block_n),)](
-            *quantize(x), *weight.tile_args(), out, rows, features, inputs,
+            *integers_of(x, quantized), *weight.tile_args(), out, rows, features, inputs,
             UNIT=unit, UNIT_WEIGHTS=unit_weights, KIND=kind, USE_ASM=not INTERPRET,
             EVEN_K=inputs % (unit_weights * config.block_k) == 0,
             BLOCK_N=config.block_n, BLOCK_U=config.block_k,
@@ -175,7 +182,8 @@ def gated_gemm(x, weight, kind, numerics="fast") -> torch.Tensor:
     unless_asked=_LEFT,
     priority=priority(2),
     error=4e-2,
+    takes_quantized=True,
 )
-def gated_dp4a(x, weight, kind, numerics="fast") -> torch.Tensor:
+def gated_dp4a(x, weight, kind, numerics="fast", quantized=None) -> torch.Tensor:
     """One program per row and feature tile."""
-    return launch_dp4a(x, weight, kind, dp4a_config(weight, len(x)))
+    return launch_dp4a(x, weight, kind, dp4a_config(weight, len(x)), quantized)

@@ -12,9 +12,17 @@ import torch
 import triton
 import triton.language as tl
 
+from oxillama_torch.kernels.quant_matmul.quantized import QuantizedRows
 from oxillama_torch.kernels.triton_support import launch_device, pdl_begin, pdl_options
 
-__all__ = ["GROUP", "quantize", "quantize_kernel"]
+__all__ = [
+    "GROUP",
+    "empty_integers",
+    "integers_of",
+    "quantize",
+    "quantize_kernel",
+    "store_quantized",
+]
 
 GROUP = 32
 BLOCK_GROUPS = 32
@@ -32,6 +40,15 @@ def quantize_kernel(
     k = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     pdl_begin(USE_PDL)
     v = tl.load(x + m * x_stride + k, mask=k < K, other=0.0).to(tl.float32)
+    store_quantized(v, k, group, m, values, scales, sums, K, GROUP)
+
+
+@triton.jit
+def store_quantized(v, k, group, m, values, scales, sums, K, GROUP: tl.constexpr):
+    """Quantize and store groups of row m: v float32, k their places [groups, GROUP]; 0 from K on.
+
+    group [groups].
+    """
     d = tl.max(tl.abs(v), axis=1) / 127.0
     inverse = 1.0 / tl.where(d > 0.0, d, 1.0)
     # Adding 1.5 * 2**23 leaves the nearest integer in the low bits of the sum.
@@ -51,10 +68,8 @@ def quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     Returns:
         values int8 [M, K]; scales and sums float32 [M, K / 32].
     """
-    rows, inputs = x.shape
-    groups = inputs // GROUP
-    values = torch.empty(rows, inputs, dtype=torch.int8, device=x.device)
-    scales, sums = torch.empty(2, rows, groups, dtype=torch.float32, device=x.device)
+    (rows, inputs), groups = x.shape, x.shape[1] // GROUP
+    values, scales, sums = empty_integers(x)
     with launch_device(x):
         quantize_kernel[(rows, triton.cdiv(groups, BLOCK_GROUPS))](
             x, x.stride(0), values, scales, sums, inputs,
@@ -62,3 +77,18 @@ def quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
             **pdl_options(x.device),
         )  # fmt: skip
     return values, scales, sums
+
+
+def empty_integers(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Room for what ``quantize`` returns for ``x`` [M, K]."""
+    rows, inputs = x.shape
+    values = torch.empty(rows, inputs, dtype=torch.int8, device=x.device)
+    scales, sums = torch.empty(2, rows, inputs // GROUP, dtype=torch.float32, device=x.device)
+    return values, scales, sums
+
+
+def integers_of(
+    x: torch.Tensor, quantized: QuantizedRows | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What ``quantize(x)`` returns, if it is there already as it is."""
+    return quantize(x) if quantized is None else quantized.integers

@@ -28,9 +28,10 @@ from oxillama_torch.kernels.quant_matmul.configs import (
 )
 from oxillama_torch.kernels.quant_matmul.dp4a_units import UNITS
 from oxillama_torch.kernels.quant_matmul.fused import left_to_others, types_of
+from oxillama_torch.kernels.quant_matmul.quantized import QuantizedRows
 from oxillama_torch.kernels.quant_matmul.triton_dp4a import dp4a_store
 from oxillama_torch.kernels.quant_matmul.triton_gemm import gemm_tile
-from oxillama_torch.kernels.quant_matmul.triton_quantize import quantize
+from oxillama_torch.kernels.quant_matmul.triton_quantize import integers_of
 from oxillama_torch.kernels.registry import Call, register
 from oxillama_torch.kernels.triton_support import (
     DEVICES,
@@ -133,8 +134,12 @@ def launch_dp4a(
     weights: Sequence[PackedTensor],
     biases: Sequence[torch.Tensor | None],
     configs: Sequence[Config],
+    quantized: QuantizedRows | None = None,
 ) -> list[torch.Tensor]:
-    """Quantize x once and run the integer kernel; a config per weight, the first one's launch."""
+    """Quantize x once, if it is not yet, and run the integer kernel.
+
+    A config per weight, the first one's launch.
+    """
     x = x if x.stride(1) == 1 else x.contiguous()
     rows, inputs = x.shape
     sizes = [weight.shape[0] for weight in weights]
@@ -145,7 +150,7 @@ def launch_dp4a(
     tiles = sum(triton.cdiv(size, block) for size, block in zip(sizes, blocks))
     with launch_device(x):
         dp4a_segments_kernel[(rows * tiles,)](
-            *quantize(x), *weights[0].tile_args(), *weights[1].tile_args(),
+            *integers_of(x, quantized), *weights[0].tile_args(), *weights[1].tile_args(),
             *(out if bias is None else bias for out, bias in zip(outs, biases)), *outs,
             rows, *sizes, inputs,
             UNIT_A=unit_a, UNIT_B=unit_b, WEIGHTS_A=weights_a, WEIGHTS_B=weights_b,
@@ -219,7 +224,9 @@ def segments_gemm(x, weights, biases, numerics="fast") -> list[torch.Tensor]:
     unless_asked=_LEFT,
     priority=priority(2),
     error=2e-2,
+    takes_quantized=True,
 )
-def segments_dp4a(x, weights, biases, numerics="fast") -> list[torch.Tensor]:
+def segments_dp4a(x, weights, biases, numerics="fast", quantized=None) -> list[torch.Tensor]:
     """One program per row and output tile."""
-    return launch_dp4a(x, weights, biases, [dp4a_config(w, len(x)) for w in weights])
+    configs = [dp4a_config(weight, len(x)) for weight in weights]
+    return launch_dp4a(x, weights, biases, configs, quantized)

@@ -59,7 +59,8 @@ class _Keeper:
             key = (kernel.op, call, shapes)
             if key not in self.cases:
                 copies = tuple(_copied(x) for x in args)
-                kept = {name: _copied(x) for name, x in kwargs.items()}
+                # The 8-bit form is x again, which every backend can make for itself.
+                kept = {name: _copied(x) for name, x in kwargs.items() if name != "quantized"}
                 label = " ".join("{}x{}".format(*shape) for shape in shapes)
                 self.cases[key] = Case(kernel.op, call, copies, kept, label)
             return kernel.function(*args, **kwargs)

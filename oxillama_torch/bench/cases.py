@@ -155,6 +155,12 @@ def _norm(call: Call, shape: tuple[int, int], _: None) -> list[Case]:
     ]
 
 
+def _norm_quantized(call: Call, shape: tuple[int, int], _: None) -> list[Case]:
+    x, weight = _randn(call, call.m, shape[1]), torch.rand(shape[1], device=call.device)
+    other = {"residual": torch.randn_like(x)}
+    return [Case("rms_norm_quantized", call, (x, weight, 1e-5), other, "+residual")]
+
+
 def _layer_norm(call: Call, shape: tuple[int, int], _: None) -> list[Case]:
     x, weight = _randn(call, call.m, shape[1]), torch.rand(shape[1], device=call.device)
     bias, other = torch.randn(shape[1], device=call.device), torch.randn_like(x)
@@ -271,6 +277,7 @@ _MAKERS: dict[str, Callable[[Call, tuple[int, int], Any], list[Case]]] = {
     "quant_matmul_gated": _gated_matmul,
     "quant_matmul_segments": _segments,
     "rms_norm": _norm,
+    "rms_norm_quantized": _norm_quantized,
     "rope_store_kv": _rope,
     "sample": _sample,
 }

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from oxillama_torch.kernels.embedding.op import embedding
 from oxillama_torch.kernels.formats.base import PackedTensor
-from oxillama_torch.kernels.quant_matmul.fused import quant_matmul_segments
+from oxillama_torch.kernels.quant_matmul.fused import quant_matmul_segments, wants_quantized
 from oxillama_torch.kernels.quant_matmul.op import quant_matmul
+from oxillama_torch.kernels.quant_matmul.quantized import QuantizedRows, plain
 from oxillama_torch.layers.lora import AdapterBatch
 
 __all__ = ["Embedding", "LinearGroup", "QuantLinear"]
@@ -79,15 +80,22 @@ class LinearGroup(nn.Module):
         super().__init__()
         self.linears = nn.ModuleList(linears)
 
-    def forward(self, x_TK: Tensor, adapters: AdapterBatch | None = None) -> list[Tensor]:
+    def forward(
+        self, x_TK: Tensor | QuantizedRows, adapters: AdapterBatch | None = None
+    ) -> list[Tensor]:
         """The outputs of all parts, [T, rows] each; they share memory within a product."""
         outputs = []
         for linear, y_TN in zip(self.linears, self._products(x_TK)):
-            y_TN = linear.add_adapters(y_TN, x_TK, adapters)
+            y_TN = linear.add_adapters(y_TN, plain(x_TK), adapters)
             outputs += y_TN.split(list(linear.parts.values()), dim=1)
         return outputs
 
-    def _products(self, x_TK: Tensor) -> list[Tensor]:
+    def wants_quantized(self, x_TK: Tensor) -> bool:
+        """Whether the products would quantize these rows, so that whoever makes them may."""
+        weights = [linear.weight for linear in self.linears]
+        return wants_quantized(x_TK, weights, self.linears[0].numerics)
+
+    def _products(self, x_TK: Tensor | QuantizedRows) -> list[Tensor]:
         first = self.linears[0]
         if len(self.linears) == 1:
             return [quant_matmul(x_TK, first.weight, first.bias, numerics=first.numerics)]

@@ -8,7 +8,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from oxillama_torch.kernels.activation.op import gated
-from oxillama_torch.kernels.quant_matmul.fused import quant_matmul_gated
+from oxillama_torch.kernels.quant_matmul.fused import quant_matmul_gated, wants_quantized
+from oxillama_torch.kernels.quant_matmul.quantized import QuantizedRows
 from oxillama_torch.layers.linear import LinearGroup, QuantLinear
 from oxillama_torch.layers.lora import AdapterBatch
 
@@ -37,14 +38,26 @@ class GatedMLP(nn.Module):
         self.activation = activation
         self.numerics = numerics
 
-    def forward(self, x_TD: Tensor, adapters: AdapterBatch | None = None) -> Tensor:
+    def forward(self, x_TD: Tensor | QuantizedRows, adapters: AdapterBatch | None = None) -> Tensor:
         return self.down(self._hidden(x_TD, adapters), adapters)
 
-    def _hidden(self, x_TD: Tensor, adapters: AdapterBatch | None) -> Tensor:
-        """[T, F]; in one launch where gate and up are one weight and nothing comes between."""
+    def wants_quantized(self, x_TD: Tensor) -> bool:
+        """Whether gate and up would quantize these rows, so that whoever makes them may."""
+        if not self._one_launch:
+            return self.gate_up.wants_quantized(x_TD)
+        weights = [self.gate_up.linears[0].weight]
+        return wants_quantized(x_TD, weights, self.numerics, gated=True)
+
+    @property
+    def _one_launch(self) -> bool:
+        """Gate and up are one weight, and nothing but adapters could come between."""
         linears = self.gate_up.linears
-        if adapters is None and len(linears) == 1 and linears[0].bias is None:
-            weight = linears[0].weight
+        return len(linears) == 1 and linears[0].bias is None
+
+    def _hidden(self, x_TD: Tensor | QuantizedRows, adapters: AdapterBatch | None) -> Tensor:
+        """[T, F]."""
+        if adapters is None and self._one_launch:
+            weight = self.gate_up.linears[0].weight
             return quant_matmul_gated(x_TD, weight, self.activation, numerics=self.numerics)
         gate_TF, up_TF = self.gate_up(x_TD, adapters)
         return gated(gate_TF, up_TF, self.activation, numerics=self.numerics)

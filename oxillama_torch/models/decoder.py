@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from oxillama_torch.kernels.quant_matmul.quantized import QuantizedRows
 from oxillama_torch.layers.attention import Attention, ForwardBatch
-from oxillama_torch.layers.linear import Embedding, QuantLinear
+from oxillama_torch.layers.linear import Embedding, LinearGroup, QuantLinear
 from oxillama_torch.layers.lora import AdapterBatch
 from oxillama_torch.layers.mlp import GatedMLP
 from oxillama_torch.layers.moe import MixtureOfExperts
@@ -115,10 +116,25 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x_TD: Tensor, residual_TD: Tensor | None, batch: ForwardBatch, kv: tuple
     ) -> tuple[Tensor, Tensor]:
-        x_TD, residual_TD = self.attention_norm(x_TD, residual_TD, batch.adapters)
+        norm, consumer = self.attention_norm, self.attention.qkv
+        x_TD, residual_TD = _normed(norm, x_TD, residual_TD, consumer, batch.adapters)
         x_TD = self._scaled(self.attention(x_TD, batch, kv))
-        x_TD, residual_TD = self.ffn_norm(x_TD, residual_TD, batch.adapters)
+        x_TD, residual_TD = _normed(self.ffn_norm, x_TD, residual_TD, self.ffn, batch.adapters)
         return self._scaled(self.ffn(x_TD, batch.adapters)), residual_TD
 
     def _scaled(self, x_TD: Tensor) -> Tensor:
         return x_TD if self.residual_scale == 1.0 else x_TD * self.residual_scale
+
+
+def _normed(
+    norm: RMSNorm,
+    x_TD: Tensor,
+    residual_TD: Tensor | None,
+    consumer: LinearGroup | GatedMLP | MixtureOfExperts,
+    adapters: AdapterBatch | None,
+) -> tuple[Tensor | QuantizedRows, Tensor]:
+    """``norm``, quantized on the way where its consumer would do that first thing."""
+    takes = isinstance(consumer, LinearGroup | GatedMLP)
+    if adapters is None and takes and consumer.wants_quantized(x_TD):
+        return norm.quantized(x_TD, residual_TD)
+    return norm(x_TD, residual_TD, adapters)

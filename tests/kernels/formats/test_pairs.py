@@ -52,7 +52,7 @@ def test_weights_are_off_by_two_roundings(name: str, block_k: int) -> None:
     blocks = tame_blocks(name, N, K, seed=block_k)
     weight = PackedTensor.from_bytes(name, blocks.flatten(), (N, K))
     values, least = oracle(name, blocks), least_of(weight)
-    bound = 2**-7 * ((values + least).abs() + least.abs()) 
+    bound = 2**-7 * ((values + least).abs() + least.abs())
     got = decode(weight, block_k)
     assert torch.equal(got, got.to(torch.bfloat16).float())
     off = (got - values).abs()
