@@ -16,10 +16,13 @@ depends on it, in the terms of PTX's ``griddepcontrol``:
 3. Dependents are let in after the wait, hence no more than two kernels overlap, and a dependent
    takes no place that a program of the earlier one is still to have: it enters when all of those
    are running or done. By 2 it does not matter that they have yet to write.
+   Before the wait a matmul prefetches the first weights of its program into the L2 cache. That
+   gives no register a value, and the cache is where all writes of a GPU go: what is loaded after
+   the wait is what is there then.
 4. Kernels without the switch (torch's, cuBLAS's, copies) start when all before them has ended, and
    what comes after them waits for their end: they never let dependents in.
 
-A test reads 2 off the SASS: nothing that loads or stores stands before the wait.
+A test reads 2 off the SASS: nothing that loads or stores stands before the wait, matmuls prefetch.
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ __all__ = [
     "multiprocessors",
     "pdl_begin",
     "pdl_options",
+    "pdl_prefetch",
     "priority",
     "triton_dtype",
 ]
@@ -107,6 +111,25 @@ def pdl_begin(USE: tl.constexpr):
     if USE:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def pdl_prefetch(plane, stride, first, N, BLOCK_N: tl.constexpr, USE: tl.constexpr):
+    """Ask for the first 512 bytes of rows of a weight's plane, before ``pdl_begin``.
+
+    Weights are not what the kernels before write, so they may be on their way while those run.
+
+    Args:
+        plane: pointer, [N, ...] with row ``stride`` in elements.
+        first: int64, first of BLOCK_N rows; those from N on ask for the last one again.
+    """
+    if USE:
+        rows = tl.minimum(first + tl.arange(0, BLOCK_N), N - 1)
+        LINE: tl.constexpr = 128 // (plane.dtype.element_ty.primitive_bitwidth // 8)
+        at = plane + (rows * stride)[:, None] + (tl.arange(0, 4) * LINE)[None, :]
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at.to(tl.int64)], tl.int32, False, 1
+        )
 
 
 @functools.cache

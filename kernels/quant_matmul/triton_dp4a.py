@@ -26,6 +26,7 @@ from oxillama_torch.kernels.triton_support import (
     launch_device,
     pdl_begin,
     pdl_options,
+    pdl_prefetch,
     priority,
 )
 
@@ -77,6 +78,7 @@ def dp4a_kernel(
 ):  # fmt: skip
     """Program i: outputs of tile i // M for row i % M; rows of one tile share W in the cache."""
     m = (tl.program_id(0) % M).to(tl.int64)
+    pdl_prefetch(p0, s0, (tl.program_id(0) // M).to(tl.int64) * BLOCK_N, N, BLOCK_N, USE_PDL)
     pdl_begin(USE_PDL)
     dp4a_store(
         tl.program_id(0) // M, m, x, x_scales, x_sums,

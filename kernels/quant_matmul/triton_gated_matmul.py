@@ -35,6 +35,7 @@ from oxillama_torch.kernels.triton_support import (
     launch_device,
     pdl_begin,
     pdl_options,
+    pdl_prefetch,
     priority,
 )
 
@@ -53,6 +54,9 @@ def gemm_gated_kernel(
     """Program (i, j): features of tile i for rows of tile j."""
     f = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    first = tl.program_id(0).to(tl.int64) * BLOCK_N
+    pdl_prefetch(p0, s0, first, 2 * F, BLOCK_N, USE_PDL)
+    pdl_prefetch(p0, s0, first + F, 2 * F, BLOCK_N, USE_PDL)
     pdl_begin(USE_PDL)
     gate = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     up = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
@@ -80,7 +84,10 @@ def dp4a_gated_kernel(
 ):  # fmt: skip
     """Program i: features of tile i // M for row i % M."""
     m = (tl.program_id(0) % M).to(tl.int64)
-    f = (tl.program_id(0) // M).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first = (tl.program_id(0) // M).to(tl.int64) * BLOCK_N
+    f = first + tl.arange(0, BLOCK_N)
+    pdl_prefetch(p0, s0, first, 2 * F, BLOCK_N, USE_PDL)
+    pdl_prefetch(p0, s0, first + F, 2 * F, BLOCK_N, USE_PDL)
     pdl_begin(USE_PDL)
     gate = dp4a_tile(
         f, m, x, x_scales, x_sums, p0, p1, p2, p3, s0, s1, s2, s3, F, K,

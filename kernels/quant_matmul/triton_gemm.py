@@ -27,6 +27,7 @@ from oxillama_torch.kernels.triton_support import (
     launch_device,
     pdl_begin,
     pdl_options,
+    pdl_prefetch,
     priority,
 )
 
@@ -81,6 +82,7 @@ def gemm_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, USE_PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (i, j): outputs of tile i for rows of tile j."""
+    pdl_prefetch(p0, s0, tl.program_id(0).to(tl.int64) * BLOCK_N, N, BLOCK_N, USE_PDL)
     pdl_begin(USE_PDL)
     gemm_tile(
         tl.program_id(0), tl.program_id(1), x, x_stride,

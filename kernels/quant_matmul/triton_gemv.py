@@ -26,6 +26,7 @@ from oxillama_torch.kernels.triton_support import (
     launch_device,
     pdl_begin,
     pdl_options,
+    pdl_prefetch,
     priority,
 )
 
@@ -41,6 +42,7 @@ def gemv_kernel(
     """Program (i, j): outputs of tile i for row j."""
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1).to(tl.int64)
+    pdl_prefetch(p0, s0, tl.program_id(0).to(tl.int64) * BLOCK_N, N, BLOCK_N, USE_PDL)
     pdl_begin(USE_PDL)
     acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     for k0 in range(0, K, BLOCK_K):

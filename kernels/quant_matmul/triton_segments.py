@@ -40,6 +40,7 @@ from oxillama_torch.kernels.triton_support import (
     launch_device,
     pdl_begin,
     pdl_options,
+    pdl_prefetch,
     priority,
 )
 
@@ -57,8 +58,13 @@ def gemm_segments_kernel(
     """Program (i, j): outputs of tile i (of A's, then of B's) for rows of tile j."""
     tile, m_tile = tl.program_id(0), tl.program_id(1)
     tiles_a = tl.cdiv(A, BLOCK_N)
+    first, is_a = tile.to(tl.int64), tile < tiles_a
+    if is_a:
+        pdl_prefetch(a0, sa0, first * BLOCK_N, A, BLOCK_N, USE_PDL)
+    else:
+        pdl_prefetch(b0, sb0, (first - tiles_a) * BLOCK_N, B, BLOCK_N, USE_PDL)
     pdl_begin(USE_PDL)
-    if tile < tiles_a:
+    if is_a:
         gemm_tile(
             tile, m_tile, x, x_stride, a0, a1, a2, a3, sa0, sa1, sa2, sa3, bias_a, out_a, M, A, K,
             DECODE_A, DOT_DTYPE, HAS_BIAS_A, True, BLOCK_M, BLOCK_N, BLOCK_K,
@@ -84,8 +90,13 @@ def dp4a_segments_kernel(
     m = (tl.program_id(0) % M).to(tl.int64)
     tile = tl.program_id(0) // M
     tiles_a = tl.cdiv(A, BLOCK_A)
+    first, is_a = tile.to(tl.int64), tile < tiles_a
+    if is_a:
+        pdl_prefetch(a0, sa0, first * BLOCK_A, A, BLOCK_A, USE_PDL)
+    else:
+        pdl_prefetch(b0, sb0, (first - tiles_a) * BLOCK_B, B, BLOCK_B, USE_PDL)
     pdl_begin(USE_PDL)
-    if tile < tiles_a:
+    if is_a:
         dp4a_store(
             tile, m, x, x_scales, x_sums, a0, a1, a2, a3, sa0, sa1, sa2, sa3, bias_a, out_a, A, K,
             UNIT_A, WEIGHTS_A, USE_ASM, HAS_BIAS_A, EVEN_A, BLOCK_A, BLOCK_U,

@@ -79,7 +79,7 @@ def test_integer_products_stay_in_budget_and_use_the_instruction(type_name, hopp
 
 
 def test_weights_reach_the_tensor_cores_from_registers(hopper):
-    """Warp-group MMA on Hopper, and no store of each decoded weight to shared memory."""
+    """Warp-group MMA on Hopper, and no store of single decoded weights to shared memory."""
     for name in EVERYWHERE:
         report = hopper[f"gemm16-{name}"]
         assert report.opcodes["HGMMA"] == 8  # K tile of 128 in steps of 16

@@ -5,6 +5,8 @@ Oracles: the disassembler of Triton's wheel, and on a GPU the same kernels one a
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -28,6 +30,8 @@ SOURCES = {
     "rope": (f"{KERNELS}.rope.triton_rope_store_kv:variants", ""),
     "lora": (f"{KERNELS}.lora.variants:variants", "bf16-3"),
 }
+# Prefetching into a cache: what matmuls do with their weights before the wait.
+PREFETCH = "CCTL"
 # Opcodes of SASS that touch global memory. What may stand before the wait besides arithmetic is a
 # kernel's own shared and tensor memory.
 GLOBAL = {"LDG", "STG", "LD", "ST", "LDGSTS", "UTMALDG", "UTMASTG", "ATOMG", "RED", "REDG"}
@@ -67,7 +71,11 @@ def test_off_on_a_cpu(ask):
 @pytest.mark.parametrize("name", SOURCES)
 def test_programs_wait_before_they_touch_global_memory(name):
     source, match = SOURCES[name]
-    assert_waiting(cross_compile(source, [90], match=match, pdl=True))
+    reports = cross_compile(source, [90], match=match, pdl=True)
+    assert_waiting(reports)
+    for report in reports:
+        reads_weights = re.match(r"(gemv|gemm16|gated16|(gated-|segments-)?dp4a)-q", report.name)
+        assert (PREFETCH in report.before_wait) == bool(reads_weights), report.name
 
 
 @pytest.mark.timeout(900)
