@@ -1,5 +1,7 @@
 """Tile decoders in bfloat16, interpreted or on a GPU, within the bound that ``pairs`` states.
 
+Shapes: N rows, K weights per row.
+
 Oracle: gguf-py; the bound needs its values of blocks whose quants are all 0, which are the minima.
 """
 
@@ -17,15 +19,16 @@ from tests.support.tile_kernel import decode_kernel  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PAIRED = [name for name in TYPES if formats.get(name).decode_pairs is not None]
-N, K = 7, 512  # rows: no multiple of BLOCK_N
+N = 7  # no multiple of BLOCK_N
 pytestmark = pytest.mark.interpret
 
 
 def decode(weight: PackedTensor, block_k: int) -> torch.Tensor:
     """float32 [N, K] by the decoder; NaN where it stored nothing."""
     out = torch.full(weight.shape, torch.nan, device=DEVICE)
-    decode_kernel[(2, K // block_k)](
-        out, *weight.to(DEVICE).tile_args(), N, K,
+    columns = weight.shape[1]
+    decode_kernel[(2, columns // block_k)](
+        out, *weight.to(DEVICE).tile_args(), N, columns,
         DECODE=weight.format.decode_pairs, BLOCK_N=4, BLOCK_K=block_k,
     )  # fmt: skip
     return out.cpu()
@@ -33,7 +36,7 @@ def decode(weight: PackedTensor, block_k: int) -> torch.Tensor:
 
 def least_of(weight: PackedTensor) -> torch.Tensor:
     """What is subtracted from each weight, or 0: float32 [N, K]."""
-    if not {"dm"} & {*weight.planes}:
+    if "dm" not in weight.planes:
         return torch.zeros(weight.shape)
     planes = {n: torch.zeros_like(p) if n[0] == "q" else p for n, p in weight.planes.items()}
     return -weight.format.dequantize_planes(planes)
@@ -49,8 +52,9 @@ def test_weights_are_off_by_two_roundings(name: str, block_k: int) -> None:
     format = formats.get(name)
     if block_k == 32 and format.block_weights == 256:
         pytest.skip("tiles of blocks of 256 have 64 weights or more")
-    blocks = tame_blocks(name, N, K, seed=block_k)
-    weight = PackedTensor.from_bytes(name, blocks.flatten(), (N, K))
+    columns = max(256, 2 * block_k)
+    blocks = tame_blocks(name, N, columns, seed=block_k)
+    weight = PackedTensor.from_bytes(name, blocks.flatten(), (N, columns))
     values, least = oracle(name, blocks), least_of(weight)
     bound = 2**-7 * ((values + least).abs() + least.abs())
     got = decode(weight, block_k)
