@@ -18,6 +18,7 @@ from scripted_model import NAN_ID, ScriptedModel, continuation
 from oxillama_torch.config import EngineConfig
 from oxillama_torch.engine.engine import Engine
 from oxillama_torch.engine.request import ErrorEvent, FinishEvent
+from oxillama_torch.engine.thread import EngineThread
 from oxillama_torch.kernels.registry import observed, use_kernels
 
 VOCABULARY = 61
@@ -242,3 +243,18 @@ def test_every_copy_is_read_once_but_for_those_nobody_waits_for():
     [events] = run.run(request_for([5, 6, 7], max_tokens=5))
     assert tokens_of(events) == continuation([5, 6, 7], 5, VOCABULARY, set())
     assert device.fetched == device.read
+
+
+def test_in_the_batching_thread_with_a_call_between_steps():
+    engine = driver().engine
+    thread, prompts = EngineThread(engine), prompts_of([4, 9, 17])
+    thread.start()
+    try:
+        handles = [thread.submit(request_for(p, max_tokens=60)) for p in prompts]
+        thread.call(lambda engine: engine.forget_prefixes())
+        results = [list(handle.events()) for handle in handles]
+    finally:
+        thread.stop()
+    for events, prompt in zip(results, prompts):
+        assert tokens_of(events) == continuation(prompt, 60, VOCABULARY, set())
+    assert engine.stats()["steps_ahead"] > 0
