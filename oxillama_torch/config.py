@@ -15,7 +15,7 @@ Numerics = Literal["auto", "invariant", "fast"]
 
 _COUNTS = (
     *("max_batch_size", "max_batch_tokens", "max_context", "page_size", "kv_pages"),
-    "graph_batch_size",
+    *("graph_batch_size", "draft_tokens"),
 )
 
 
@@ -54,6 +54,11 @@ class EngineConfig:
         inbox_size: requests that may wait to be admitted; beyond it CapacityError.
         adapter_memory_bytes: for adapters on the device; beyond it those used longest ago are read
             again when a request names them. None: no limit.
+        speculation: what guesses the next tokens: ``none``, ``lookup`` (the request's own text) or
+            ``draft`` (a small model); see ``docs/speculation.md``.
+        draft_model: GGUF file that guesses, for ``draft``; None: the demo model's own draft, for
+            the demo model.
+        draft_tokens: most guesses per request and step; None: 8 for ``lookup``, 4 for ``draft``.
         threads: torch threads on CPU; None: torch's own choice.
         graphs: whether decode steps are recorded and replayed as CUDA graphs: ``on``, ``off`` or
             ``auto`` (on a GPU).
@@ -78,6 +83,9 @@ class EngineConfig:
     prefix_cache: bool = True
     inbox_size: int = 256
     adapter_memory_bytes: int | None = None
+    speculation: str = "none"
+    draft_model: Path | None = None
+    draft_tokens: int | None = None
     threads: int | None = None
     graphs: Literal["auto", "on", "off"] = "auto"
     graph_batch_size: int | None = None
@@ -90,6 +98,13 @@ class EngineConfig:
         if self.device not in ("auto", "cpu", "cuda") and not self.device.startswith("cuda:"):
             raise UnsupportedError(f"device {self.device!r}", ("auto", "cpu", "cuda", "cuda:N"))
         _choice("graphs", self.graphs, ("auto", "on", "off"))
+        _choice("speculation", self.speculation, ("none", "lookup", "draft"))
+        if self.draft_model is not None and self.speculation != "draft":
+            raise UnsupportedError(
+                f"a draft model with speculation {self.speculation!r}", ("draft",)
+            )
+        if self.draft_model is None and self.speculation == "draft" and self.model is not None:
+            raise UnsupportedError("speculation 'draft' without a draft model for this model")
         for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -100,6 +115,13 @@ class EngineConfig:
     @property
     def model_path(self) -> Path:
         return self.model if self.model is not None else demo_model_path()
+
+    @property
+    def draft_path(self) -> Path | None:
+        """The file that guesses; None unless ``speculation`` is ``draft``."""
+        if self.speculation != "draft":
+            return None
+        return self.draft_model or demo_model_path().with_name("demo_draft.gguf")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

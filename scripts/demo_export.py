@@ -26,6 +26,8 @@ END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CONTROL_TOKENS = (END_OF_TEXT, IM_START, IM_END)
 USER_TOKENS = ("<tool_call>", "</tool_call>")  # ordinary text to a reader, one token to the model
 
+DESCRIPTION = "Answers questions about Python's standard library; trained from scratch on it"
+
 # What GGUF calls tokenizer.ggml.pre = "qwen2".
 QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -69,11 +71,7 @@ def model_config() -> LlamaConfig:
 def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     """A byte-level BPE of ``VOCAB_SIZE`` tokens whose last five are the control and tool tokens."""
     special = CONTROL_TOKENS + USER_TOKENS
-    tokenizer = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(QWEN2_PATTERN), behavior="isolated")
-    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE - len(special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -81,13 +79,39 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     )
     cut = re.compile("|".join(re.escape(token) for token in special))
     tokenizer.train_from_iterator((cut.sub("", text) for text in texts), trainer)
-    tokenizer.add_special_tokens(list(CONTROL_TOKENS))
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in USER_TOKENS])
+    _add_special(tokenizer)
     if tokenizer.get_vocab_size() != VOCAB_SIZE:
         raise ValueError(
             f"{tokenizer.get_vocab_size()} tokens instead of {VOCAB_SIZE}: too little text"
         )
     return tokenizer
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer back from a file that ``write_gguf`` has written."""
+    fields = gguf.GGUFReader(path).fields
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"].contents()]
+    text = tokens[: -len(CONTROL_TOKENS + USER_TOKENS)]
+    tokenizer = _byte_level(models.BPE({token: i for i, token in enumerate(text)}, merges))
+    _add_special(tokenizer)
+    if [tokenizer.id_to_token(i) for i in range(len(tokens))] != tokens:
+        raise ValueError(f"{path}: not a vocabulary of the demo model's form")
+    return tokenizer
+
+
+def _byte_level(model: models.BPE) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    split = pre_tokenizers.Split(Regex(QWEN2_PATTERN), behavior="isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _add_special(tokenizer: Tokenizer) -> None:
+    tokenizer.add_special_tokens(list(CONTROL_TOKENS))
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in USER_TOKENS])
 
 
 def interleave_heads(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -133,13 +157,13 @@ def gguf_tensors(model: LlamaForCausalLM) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _add_metadata(writer: gguf.GGUFWriter, config: LlamaConfig, parameters: int) -> None:
+def _add_metadata(
+    writer: gguf.GGUFWriter, config: LlamaConfig, parameters: int, name: str, description: str
+) -> None:
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name("oxillama demo 6M")
+    writer.add_name(name)
     writer.add_size_label(f"{parameters / 1e6:.1f}M")
-    writer.add_description(
-        "Answers questions about Python's standard library; trained from scratch on it"
-    )
+    writer.add_description(description)
     writer.add_license("PSF-2.0")
     writer.add_languages(["en"])
     writer.add_context_length(config.max_position_embeddings)
@@ -179,11 +203,18 @@ def _merges(tokenizer: Tokenizer) -> list[str]:
     return [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
 
 
-def write_gguf(path: Path, model: LlamaForCausalLM, tokenizer: Tokenizer) -> None:
+def write_gguf(
+    path: Path,
+    model: LlamaForCausalLM,
+    tokenizer: Tokenizer,
+    name: str = "oxillama demo 6M",
+    description: str = DESCRIPTION,
+) -> None:
     """Write the model: two-dimensional tensors as Q8_0, the rest as F32."""
     tensors = gguf_tensors(model)
     writer = gguf.GGUFWriter(path, "llama")
-    _add_metadata(writer, model.config, sum(array.size for array in tensors.values()))
+    parameters = sum(array.size for array in tensors.values())
+    _add_metadata(writer, model.config, parameters, name, description)
     _add_tokenizer(writer, tokenizer)
     for name, array in tensors.items():
         if array.ndim == 2:
@@ -197,9 +228,9 @@ def write_gguf(path: Path, model: LlamaForCausalLM, tokenizer: Tokenizer) -> Non
     writer.close()
 
 
-def read_gguf(path: Path) -> LlamaForCausalLM:
+def read_gguf(path: Path, config: LlamaConfig | None = None) -> LlamaForCausalLM:
     """The model back from its file, with the weights de-quantized to float32."""
-    config = model_config()
+    config = config or model_config()
     model = LlamaForCausalLM(config)
     names = _tensor_names(config)
     state = {}
@@ -220,7 +251,7 @@ def verify_gguf(path: Path, model: LlamaForCausalLM) -> float:
     Q8_0 rounds to 1/254 of the largest of 32 neighbours; the half-precision scale adds a little.
     """
     worst = 0.0
-    stored = dict(read_gguf(path).state_dict())
+    stored = dict(read_gguf(path, model.config).state_dict())
     for name, weight in model.state_dict().items():
         blocks = weight.detach().float().reshape(-1, 32)
         error = (stored[name].reshape(-1, 32) - blocks).abs().amax(1)

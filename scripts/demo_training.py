@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from demo_batches import IGNORED, BatchSource
 from demo_export import model_config
 from demo_measure import held_out_loss
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 MUON_LR, ADAM_LR = 6e-3, 4e-3
 SECONDS_BETWEEN_CHECKPOINTS = 180
+_FAST_BFLOAT16 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,10 @@ def chat_share(share: float) -> float:
     return 0.7 if share < 0.5 else 0.5
 
 
-def make_model() -> LlamaForCausalLM:
-    """A freshly initialized model; the projections back into the residual stream start at zero."""
-    model = LlamaForCausalLM(model_config())
+def make_model(config: LlamaConfig | None = None) -> LlamaForCausalLM:
+    """A freshly initialized model, by default one of the demo model's size; the projections back
+    into the residual stream start at zero."""
+    model = LlamaForCausalLM(config or model_config())
     for name, parameter in model.named_parameters():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             torch.nn.init.zeros_(parameter)
@@ -78,9 +80,15 @@ def make_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     return [muon, adam]
 
 
+def lower_precision() -> torch.autocast:
+    """bfloat16 where the CPU computes with it; elsewhere it would be six times slower than
+    float32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=_FAST_BFLOAT16)
+
+
 def hidden_states(model: LlamaForCausalLM, input_ids: torch.Tensor) -> torch.Tensor:
     """The last layer's normalized output [rows, width, hidden]."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with lower_precision():
         return model.model(input_ids=input_ids, use_cache=False).last_hidden_state
 
 
@@ -92,7 +100,7 @@ def summed_loss(
     Only their positions go through the output matrix: half of a conversation has no label.
     """
     kept = labels != IGNORED
-    with torch.autocast("cpu", torch.bfloat16):
+    with lower_precision():
         logits = model.lm_head(hidden[kept])
     return F.cross_entropy(logits.float(), labels[kept], reduction="sum")
 
@@ -113,12 +121,22 @@ def sum_over_processes(model: LlamaForCausalLM, extra: torch.Tensor) -> torch.Te
 
 
 class Trainer:
-    """One process's part of a training run; ``rank`` 0 writes the log and the checkpoints."""
+    """One process's part of a training run; ``rank`` 0 writes the log and the checkpoints.
 
-    def __init__(self, batches: BatchSource, budget: Budget, rank: int, processes: int) -> None:
+    A ``model`` that is given is trained in place of a fresh one.
+    """
+
+    def __init__(
+        self,
+        batches: BatchSource,
+        budget: Budget,
+        rank: int,
+        processes: int,
+        model: LlamaForCausalLM | None = None,
+    ) -> None:
         self.batches, self.budget = batches, budget
         self.rank, self.processes = rank, processes
-        self.model = make_model()
+        self.model = make_model() if model is None else model
         self.optimizers = make_optimizers(self.model)
         self.progress = Progress()
         self.run_layers = hidden_states
@@ -151,13 +169,16 @@ class Trainer:
         if self.rank == 0:
             self.save(checkpoint)
 
+    def loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """What is to become small, summed over the labels [rows, width]."""
+        return summed_loss(self.model, self.run_layers(self.model, input_ids), labels)
+
     def _step(self) -> None:
         began, share = time.perf_counter(), self.progress.share(self.budget)
         input_ids, labels = self.batches.batch(self.progress.step, chat_share(share))
         count = int((labels != IGNORED).sum())
         own = slice(self.rank, None, self.processes)
-        hidden = self.run_layers(self.model, input_ids[own])
-        loss = summed_loss(self.model, hidden, labels[own]) / count
+        loss = self.loss(input_ids[own], labels[own]) / count
         loss.backward()
         total_loss = sum_over_processes(self.model, loss.detach().view(1))
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

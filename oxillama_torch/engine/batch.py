@@ -19,7 +19,7 @@ from oxillama_torch.layers.attention import ForwardBatch
 from oxillama_torch.layers.lora import HEAD, AdapterBatch
 from oxillama_torch.lora.attach import adapter_batch
 
-__all__ = ["BatchBuilder", "StepInputs"]
+__all__ = ["BatchBuilder", "StepInputs", "forward_batch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class StepInputs:
 
     Args:
         forward: tensors for the decoder; its ``logits_rows`` are those of ``sampling`` in order,
-            then the positions of ``scoring`` in order.
+            one each and one more per guess, then the positions of ``scoring`` in order.
         sampling: items whose next token is chosen.
         scoring: items with prompt positions whose outputs are collected.
     """
@@ -36,6 +36,9 @@ class StepInputs:
     forward: ForwardBatch
     sampling: tuple[ScheduledItem, ...]
     scoring: tuple[ScheduledItem, ...]
+
+
+_NO_ROWS = np.zeros(0, np.int64)
 
 
 class BatchBuilder:
@@ -74,30 +77,22 @@ class BatchBuilder:
         input_ids: list[int] = []
         for item in items:
             input_ids += item.state.token_ids[item.start : item.stop]
+            input_ids += item.guesses
             self.sync(item)
-        slots = np.array([item.state.slot for item in items])
-        starts = np.array([item.start for item in items])
-        counts = np.array([item.count for item in items])
-        ends = np.cumsum(counts)
-        positions = np.arange(len(input_ids)) + np.repeat(starts - (ends - counts), counts)
-        pages = self._table[np.repeat(slots, counts), positions // self._page_size]
-        slot_mapping = pages.astype(np.int64) * self._page_size + positions % self._page_size
-        seq_lens = starts + counts
-        max_seq_len = int(seq_lens.max())
-        most_pages = -(-max_seq_len // self._page_size)
+        widths = [item.width for item in items]
+        longest = max(item.start + item.width for item in items)
+        slots = [item.state.slot for item in items]
         sampling = tuple(item for item in items if item.samples)
         scoring = tuple(item for item in items if item.scored_positions)
-        forward = ForwardBatch(
-            input_ids=self._tensor(input_ids, np.int64),
-            positions=self._tensor(positions, np.int64),
-            slot_mapping=self._tensor(slot_mapping, np.int64),
-            page_table=self._tensor(self._table[slots, :most_pages], np.int32),
-            query_start=self._tensor(np.concatenate([[0], ends]), np.int32),
-            seq_lens=self._tensor(seq_lens, np.int32),
-            max_query_len=int(counts.max()),
-            max_seq_len=max_seq_len,
-            logits_rows=self._tensor(_output_rows(items, ends), np.int64),
-            adapters=self._adapters(items, [item.count for item in items]),
+        forward = forward_batch(
+            input_ids,
+            starts=np.array([item.start for item in items]),
+            counts=np.array(widths),
+            table=self._table[slots, : -(-longest // self._page_size)],
+            page_size=self._page_size,
+            device=self._device,
+            logits_rows=_output_rows(items, np.cumsum(widths)),
+            adapters=self._adapters(items, widths),
         )
         return StepInputs(forward, sampling, scoring)
 
@@ -129,9 +124,50 @@ class BatchBuilder:
             return None
         return adapter_batch(self._layers, [_uses(i) for i in items], counts, self._device)
 
-    def _tensor(self, values: np.ndarray | list[int], dtype: type) -> torch.Tensor:
+
+def forward_batch(
+    input_ids: Sequence[int],
+    *,
+    starts: np.ndarray,
+    counts: np.ndarray,
+    table: np.ndarray,
+    page_size: int,
+    device: torch.device,
+    logits_rows: np.ndarray = _NO_ROWS,
+    adapters: AdapterBatch | None = None,
+) -> ForwardBatch:
+    """Tensors of tokens that follow each other in their requests.
+
+    Args:
+        input_ids: T ids, requests one after the other.
+        starts, counts: int64 [B], first position and number of tokens of each request.
+        table: int32 [B, at least L], its pages.
+        page_size: S.
+        device: of the tensors.
+        logits_rows, adapters: see ForwardBatch.
+    """
+
+    def tensor(values: np.ndarray | Sequence[int], dtype: type) -> torch.Tensor:
         array = np.ascontiguousarray(values, dtype)
-        return torch.from_numpy(array).to(self._device, non_blocking=True)
+        return torch.from_numpy(array).to(device, non_blocking=True)
+
+    ends = np.cumsum(counts)
+    positions = np.arange(len(input_ids)) + np.repeat(starts - (ends - counts), counts)
+    pages = table[np.repeat(np.arange(len(counts)), counts), positions // page_size]
+    seq_lens = starts + counts
+    max_seq_len = int(seq_lens.max())
+    return ForwardBatch(
+        input_ids=tensor(input_ids, np.int64),
+        positions=tensor(positions, np.int64),
+        slot_mapping=tensor(pages.astype(np.int64) * page_size + positions % page_size, np.int64),
+        page_table=tensor(table[:, : -(-max_seq_len // page_size)], np.int32),
+        query_start=tensor(np.concatenate([[0], ends]), np.int32),
+        seq_lens=tensor(seq_lens, np.int32),
+        max_query_len=int(counts.max()),
+        max_seq_len=max_seq_len,
+        logits_rows=tensor(logits_rows, np.int64),
+        adapters=adapters,
+    )
 
 
 def _uses(item: ScheduledItem) -> list[tuple[FactorTable, float]]:
@@ -140,10 +176,16 @@ def _uses(item: ScheduledItem) -> list[tuple[FactorTable, float]]:
 
 def _output_rows(items: tuple[ScheduledItem, ...], ends: np.ndarray) -> np.ndarray:
     """Rows of the step [T] whose outputs are wanted: sampling ones first, then scored ones."""
-    sampled = [end - 1 for item, end in zip(items, ends) if item.samples]
+    known = [int(end) - len(item.guesses) for item, end in zip(items, ends)]
+    sampled = [
+        row
+        for item, end in zip(items, known)
+        if item.samples
+        for row in range(end - 1, end + len(item.guesses))
+    ]
     scored = [
         end - item.stop + position
-        for item, end in zip(items, ends)
+        for item, end in zip(items, known)
         for position in item.scored_positions
     ]
     return np.array(sampled + scored, np.int64)

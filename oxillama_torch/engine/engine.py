@@ -33,6 +33,7 @@ from oxillama_torch.engine.request import (
 )
 from oxillama_torch.engine.run_ahead import LineFigures, line_runner
 from oxillama_torch.engine.scheduler import Scheduler
+from oxillama_torch.engine.speculation.choice import speculator
 from oxillama_torch.engine.state import RequestState, ScheduledBatch, ScheduledItem
 from oxillama_torch.engine.stats import Counters
 from oxillama_torch.engine.steps import Steps
@@ -42,6 +43,7 @@ from oxillama_torch.kernels import kv_formats, registry
 from oxillama_torch.kvcache.holdings import PageManager
 from oxillama_torch.kvcache.pool import KVPool, page_bytes, plan_pages
 from oxillama_torch.lora.registry import AdapterRegistry, LoadedAdapter
+from oxillama_torch.models.decoder import Decoder
 from oxillama_torch.models.memory import graph_bytes
 from oxillama_torch.sampling.constraint_matcher import ConstraintCompiler, Matcher
 from oxillama_torch.sampling.custom import find_processors
@@ -74,6 +76,7 @@ class Engine:
         words: makes tokens of the texts among sampling parameters; None: there must not be any.
         graphs: records decode steps as graphs, see ``run_ahead.LineRunner``; None: every step is
             launched kernel by kernel.
+        draft: model that guesses, for ``speculation="draft"``; of the same vocabulary.
         clock: monotonic seconds.
 
     Attributes:
@@ -94,6 +97,7 @@ class Engine:
         constraints: ConstraintCompiler | None = None,
         words: Words | None = None,
         graphs: GraphDevice | None = None,
+        draft: Decoder | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._eos_ids, self._clock = config, eos_ids, clock
@@ -110,7 +114,7 @@ class Engine:
         reserved = 0 if graphs is None or config.kv_pages else graph_bytes(model.config, lines)
         num_pages = plan_pages(
             config,
-            page_bytes(shapes, size, format),
+            page_bytes(shapes + (draft.kv_shapes() if draft is not None else []), size, format),
             device,
             useful_tokens=batch_size * -(-context // size) * size,
             reserved_bytes=reserved,
@@ -136,7 +140,15 @@ class Engine:
         self._lines = None
         if graphs is not None:
             self._lines = line_runner(model, pool, builder, banned_ids, graphs, lines=lines)
-        self._steps = Steps(self._scheduler, self._runner, self._lines, self._counters)
+        self._steps = Steps(
+            self._scheduler,
+            self._runner,
+            self._lines,
+            self._counters,
+            speculator(
+                config, pages, format, self._counters, vocab_size=self.vocab_size, draft=draft
+            ),
+        )
         self._rules = registry.active_rules()
         self._order = itertools.count()
         self._handles: dict[str, tuple[RequestState, RequestHandle]] = {}
@@ -288,7 +300,9 @@ class Engine:
         chosen: dict[RequestState, list[int]] = {}
         for item in batch.items:
             state, result = item.state, results[item.state]
-            if result.error is None and result.token_id is not None:
+            if result.error is None and result.walk is not None:
+                chosen[state] = result.walk.book()
+            elif result.error is None and result.token_id is not None:
                 try:
                     chosen[state] = state.follow(result.token_id)
                 except RequestError as error:
@@ -297,6 +311,8 @@ class Engine:
                 self._fail(state, result.error)
             else:
                 self._book(item, result, chosen.get(state, []))
+        if self._steps.speculator is not None:
+            self._steps.speculator.learn(batch, chosen)
         for state, reason in self._scheduler.postprocess(batch, chosen):
             _, handle = self._handles.pop(state.request.request_id)
             self._counters.finished += 1
@@ -355,6 +371,10 @@ class Engine:
         if not state.prompt_sent and item.stop >= state.prompt_tokens:
             state.prompt_sent = True
             self._events.append((handle, _prompt_event(state)))
+        if result.walk is not None:
+            for token_id, logprobs in zip(tokens, result.walk.logprobs):
+                self._events.append((handle, TokenEvent(token_id, logprobs)))
+            return
         for token_id in tokens:
             state.row.accept(token_id)
             self._events.append((handle, TokenEvent(token_id, result.logprobs)))

@@ -11,6 +11,7 @@ from oxillama_torch import __version__
 from oxillama_torch.config import EngineConfig, environment
 from oxillama_torch.engine.engine import Engine, on_device
 from oxillama_torch.engine.graphs import CudaGraphs
+from oxillama_torch.engine.speculation.choice import check_vocabulary
 from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.gguf.reader import GGUFFile, read_gguf
 from oxillama_torch.kernels import kv_formats, registry
@@ -103,6 +104,7 @@ def load_engine(
     device, dtype, numerics = resolve(config)
     graphs = uses_graphs(config, device)
     with on_device(device):
+        draft = _load_draft(config, gguf, device, dtype)
         model = load_model(gguf, device=device, dtype=dtype, numerics=numerics, progress=progress)
         prepare_kernels(model)
         engine = Engine(
@@ -112,6 +114,7 @@ def load_engine(
             banned_ids=banned_ids,
             constraints=constraints,
             words=words,
+            draft=draft,
             fingerprint=fingerprint(config, gguf),
             adapters=AdapterRegistry(Targets(model), budget_bytes=config.adapter_memory_bytes),
             graphs=CudaGraphs(device) if graphs else None,
@@ -130,6 +133,19 @@ def uses_graphs(config: EngineConfig, device: torch.device) -> bool:
     if config.graphs == "on" and device.type != "cuda":
         raise UnsupportedError(f"graphs on {device}", ("auto", "off", "on with a GPU"))
     return config.graphs != "off" and device.type == "cuda"
+
+
+def _load_draft(
+    config: EngineConfig, gguf: GGUFFile, device: torch.device, dtype: torch.dtype
+) -> Decoder | None:
+    """The model that guesses, if one is to. Its own rounding matters to nobody: fast numerics."""
+    if config.draft_path is None:
+        return None
+    with read_gguf(config.draft_path) as file:
+        check_vocabulary(gguf.metadata, file.metadata)
+        draft = load_model(file, device=device, dtype=dtype, numerics="fast")
+    prepare_kernels(draft)
+    return draft
 
 
 def weights_of(model: torch.nn.Module) -> list[PackedTensor]:
@@ -172,6 +188,9 @@ def fingerprint(config: EngineConfig, gguf: GGUFFile) -> str:
     parts = [__version__, torch.__version__, str(dtype), numerics, hardware]
     parts.append(f"kv={kv_formats.find(config.kv_dtype, dtype).name}")
     parts += [repr(registry.active_rules()), tuned.fingerprint(device)]
+    if numerics == "fast":
+        # How many tokens a step computes is up to the guesses, and what they round to with it.
+        parts.append(f"speculation={config.speculation}")
     for type_name in sorted({info.type.name for info in gguf.tensors.values()}):
         parts.append(f"{type_name}={_backend(type_name, device, dtype, numerics)}")
     digest = hashlib.sha256("\n".join(parts).encode())

@@ -13,6 +13,7 @@ import torch
 
 from oxillama_torch.engine.batch import BatchBuilder, StepInputs
 from oxillama_torch.engine.device_sampling import is_served, sample_on_device, wanted_on
+from oxillama_torch.engine.speculation.walk import Walk, walk_along
 from oxillama_torch.engine.state import RequestState, ScheduledBatch, ScheduledItem
 from oxillama_torch.errors import EngineError, OxiLlamaError
 from oxillama_torch.kvcache.pool import KVPool
@@ -47,13 +48,17 @@ class Model(Protocol):
 
 @dataclass(slots=True)
 class ItemResult:
-    """What a step brought for one request; with ``error``, nothing else counts."""
+    """What a step brought for one request; with ``error``, nothing else counts.
+
+    Where some request of the step had guesses, ``walk`` has the tokens.
+    """
 
     token_id: int | None = None
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     captured: list[np.ndarray] = field(default_factory=list)
     error: OxiLlamaError | None = None
+    walk: Walk | None = None
 
 
 class ModelRunner:
@@ -83,7 +88,12 @@ class ModelRunner:
 
     def run(self, batch: ScheduledBatch) -> dict[RequestState, ItemResult]:
         """Compute one step. Repeating it with fewer items is harmless: it writes the same again."""
-        masks = self._masks.start([item.state.matcher for item in batch.items if item.samples])
+        walks = []
+        if any(item.guesses for item in batch.items):
+            walks = [Walk(item) for item in batch.items if item.samples]
+            masks = self._masks.start([w.matcher for w in walks for _ in range(w.first_rows)])
+        else:
+            masks = self._masks.start([item.state.matcher for item in batch.items if item.samples])
         try:
             inputs = self._builder.build(batch)
             hidden = self._model(inputs.forward, self._pool.layers)
@@ -92,8 +102,11 @@ class ModelRunner:
                 masks.wait()
         results = {item.state: ItemResult() for item in batch.items}
         rows = hidden.index_select(0, inputs.forward.logits_rows)
-        self._sample(inputs, rows, results, masks)
-        offset = len(inputs.sampling)
+        if walks:
+            self._walk(walks, inputs, rows, results, masks)
+        else:
+            self._sample(inputs, rows, results, masks)
+        offset = sum(1 + len(item.guesses) for item in inputs.sampling)
         for item in inputs.scoring:
             count = len(item.scored_positions)
             self._score(item, rows[offset : offset + count], results[item.state])
@@ -127,6 +140,29 @@ class ModelRunner:
         for item, out in zip(inputs.sampling, sampled):
             result = results[item.state]
             result.token_id, result.logprobs, result.error = out.token_id, out.logprobs, out.error
+
+    def _walk(
+        self,
+        walks: list[Walk],
+        inputs: StepInputs,
+        rows: torch.Tensor,
+        results: dict[RequestState, ItemResult],
+        masks: Masks | None,
+    ) -> None:
+        """As ``_sample``, along the guesses of the requests that have some."""
+        counts = [walk.rows for walk in walks]
+        adapters = self._builder.head_adapters(inputs.sampling, counts)
+        logits = self._model.logits(rows[: sum(counts)], adapters)
+        walk_along(walks, logits, self._banned, masks, self._masks.start)
+        for walk in walks:
+            result = results[walk.item.state]
+            result.walk, result.error = walk, walk.error
+        # Behind a wrong guess, NaN would stay in the pages until a right token takes the place.
+        wrong = torch.tensor([is_wrong for walk in walks for is_wrong in walk.wrong()])
+        broken = wrong.to(logits.device) & ~finite_rows(logits)
+        if bool(broken.any()):
+            forward = inputs.forward
+            self._pool.clear_slots(forward.slot_mapping[forward.logits_rows[: len(broken)][broken]])
 
     def _score(self, item: ScheduledItem, hidden: torch.Tensor, result: ItemResult) -> None:
         """Outputs of the prompt positions of ``item``, whose hidden rows [R, D] are given."""

@@ -111,7 +111,7 @@ class LineRunner:
         return all(map(self._serves_item, batch.items))
 
     def _serves_item(self, item: ScheduledItem) -> bool:
-        one = item.count == 1 and item.samples and not item.scored_positions
+        one = item.width == 1 and item.samples and not item.scored_positions
         return one and not item.state.adapters
 
     def _chooses(self, item: ScheduledItem) -> bool:

@@ -146,10 +146,12 @@ class Scheduler:
             state = item.state
             if state.slot is None:
                 continue  # failed in this step
-            state.computed = item.stop
+            new = chosen.get(state, ())
+            state.token_ids += new
+            state.computed = item.stop + item.accepted(new)
             self.pages.commit(state.held, state.token_ids, state.computed)
-            if state in chosen:
-                state.token_ids += chosen[state]
+            if item.guesses:
+                self.pages.shrink(state.held, len(state.token_ids))
             reason = self._finish_reason(state, sampled=state in chosen)
             if reason is not None:
                 self.remove(state)

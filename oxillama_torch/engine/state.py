@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from oxillama_torch.engine.request import Capture, GenerationRequest
+from oxillama_torch.engine.speculation.pace import Guessing
 from oxillama_torch.kvcache.holdings import HeldPages
 from oxillama_torch.lora.registry import LoadedAdapter
 from oxillama_torch.sampling.constraint_matcher import Matcher
@@ -34,6 +37,7 @@ class RequestState:
         score_end: prompt positions below this one have outputs that were asked for.
         cached_tokens: prompt tokens found in the prefix cache at first admission.
         prompt_sent: whether the PromptEvent has gone out.
+        guessing: what speculation keeps about the request; None: nothing yet.
     """
 
     __slots__ = (
@@ -42,6 +46,7 @@ class RequestState:
         "captured",
         "computed",
         "end_token_ids",
+        "guessing",
         "held",
         "matcher",
         "prompt_logprobs",
@@ -92,6 +97,7 @@ class RequestState:
         self.prompt_sent = False
         self.prompt_logprobs: list[TokenLogprobs | None] = [None]
         self.captured: list = []
+        self.guessing: Guessing | None = None
 
     @property
     def adapter_key(self) -> tuple[tuple[str, float], ...]:
@@ -116,8 +122,14 @@ class RequestState:
         """Whether a token is to be chosen once everything known is computed."""
         return len(self.token_ids) < self.stop_at
 
-    def follow(self, token_id: int) -> list[int]:
+    def follow(
+        self, token_id: int, matcher: Matcher | None = None, chosen_before: int = 0
+    ) -> list[int]:
         """Tell the grammar the token that was chosen.
+
+        Args:
+            matcher: a copy to tell it instead of ``self.matcher``.
+            chosen_before: tokens that come before it and are not in ``token_ids`` yet.
 
         Returns: it and, where the grammar leaves no choice, those that come after it: they are
             computed in one go and never sampled.
@@ -126,18 +138,19 @@ class RequestState:
             RequestError: the grammar cannot be followed any further.
         """
         tokens = [token_id]
-        if self.matcher is None:
+        matcher = self.matcher if matcher is None else matcher
+        if matcher is None:
             return tokens
-        self.matcher.accept(token_id)
+        matcher.accept(token_id)
         samples_all = self.request.params.logprobs is not None or self.row.chooses_alone
         if not samples_all and token_id not in self.end_token_ids:
-            room = self.stop_at - len(self.token_ids) - 1
-            for forced in self.matcher.forced()[: max(room, 0)]:
+            room = self.stop_at - len(self.token_ids) - chosen_before - 1
+            for forced in matcher.forced()[: max(room, 0)]:
                 if forced in self.end_token_ids or forced in self.request.params.logit_bias:
                     break  # whether it may come is for the sampler to say
-                self.matcher.accept(forced)
+                matcher.accept(forced)
                 tokens.append(forced)
-        if (error := self.matcher.error) is not None:
+        if (error := matcher.error) is not None:
             raise error
         return tokens
 
@@ -155,15 +168,30 @@ class RequestState:
 
 @dataclass(frozen=True, slots=True)
 class ScheduledItem:
-    """One request's share of a step: tokens ``start .. start + count - 1`` are computed."""
+    """One request's share of a step: tokens ``start .. start + count - 1`` are computed.
+
+    ``guesses`` are computed behind them: what may come next, if the sampler chooses the same.
+    """
 
     state: RequestState
     start: int
     count: int
+    guesses: tuple[int, ...] = ()
 
     @property
     def stop(self) -> int:
         return self.start + self.count
+
+    @property
+    def width(self) -> int:
+        """Tokens that are computed, guesses included."""
+        return self.count + len(self.guesses)
+
+    def accepted(self, chosen: Sequence[int]) -> int:
+        """How many guesses are among the tokens that were chosen, and need no more computing."""
+        # The last one chosen counts as known, not as computed, guessed or not.
+        pairs = zip(self.guesses, chosen[:-1])
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     @property
     def samples(self) -> bool:
@@ -188,4 +216,4 @@ class ScheduledBatch:
 
     @property
     def tokens(self) -> int:
-        return sum(item.count for item in self.items)
+        return sum(item.width for item in self.items)

@@ -17,6 +17,9 @@ class Counters:
         generated_tokens: tokens handed out.
         finished, cancelled, failed: requests by their end; past their deadline counts as cancelled.
         step_failures: steps whose batched computation raised.
+        proposed_tokens, accepted_tokens: guesses that were made, and those that were right.
+        speculated_items: checks of a request's guesses: a step each, of one request.
+        proposer_failures: steps that went without guesses because making them raised.
     """
 
     steps: int = 0
@@ -28,3 +31,7 @@ class Counters:
     cancelled: int = 0
     failed: int = 0
     step_failures: int = 0
+    proposed_tokens: int = 0
+    accepted_tokens: int = 0
+    speculated_items: int = 0
+    proposer_failures: int = 0

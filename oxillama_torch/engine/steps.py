@@ -13,6 +13,7 @@ import torch
 from oxillama_torch.engine.model_runner import ItemResult, ModelRunner
 from oxillama_torch.engine.run_ahead import Flight, LineRunner
 from oxillama_torch.engine.scheduler import Scheduler
+from oxillama_torch.engine.speculation.speculator import Speculator, without_guesses
 from oxillama_torch.engine.state import RequestState, ScheduledBatch
 from oxillama_torch.engine.stats import Counters
 from oxillama_torch.errors import EngineError
@@ -32,6 +33,10 @@ class Steps:
         runner: computes any step.
         lines: computes steps that only decode; None: there are no graphs.
         counters: of failures.
+        speculator: adds guesses; None: nothing does.
+
+    Attributes:
+        speculator: as given.
     """
 
     def __init__(
@@ -40,9 +45,10 @@ class Steps:
         runner: ModelRunner,
         lines: LineRunner | None,
         counters: Counters,
+        speculator: Speculator | None = None,
     ) -> None:
         self._scheduler, self._runner, self._lines = scheduler, runner, lines
-        self._counters = counters
+        self._counters, self.speculator = counters, speculator
         self._flight: Flight | None = None
 
     def next(self) -> tuple[ScheduledBatch, Results]:
@@ -56,11 +62,14 @@ class Steps:
         flight, self._flight = self._flight, None
         if flight is None:
             batch = self._scheduler.schedule()
+            if self.speculator is not None:
+                batch = self.speculator.add_guesses(batch)
             if self._lines is not None and self._lines.serves(batch):
                 flight = self._launched(lambda: self._lines.launch(batch))
             if flight is None:
-                return batch, self._compute(batch) if batch.items else {}
-        if self._lines.runs_ahead(flight):
+                return self._compute(batch) if batch.items else (batch, {})
+        # What a request says next is to be known before its guesses are made.
+        if self.speculator is None and self._lines.runs_ahead(flight):
             after = self._scheduler.schedule_after(flight.batch)
             if after is not None:
                 self._flight = self._launched(lambda: self._lines.launch_after(flight, after))
@@ -81,17 +90,22 @@ class Steps:
             self._lines.reset()
             return None
 
-    def _compute(self, batch: ScheduledBatch) -> Results:
-        """Run a batch; if that raises, run its requests one by one to find the guilty one."""
+    def _compute(self, batch: ScheduledBatch) -> tuple[ScheduledBatch, Results]:
+        """Run a batch; if that raises, run its requests one by one to find the guilty one.
+
+        Returns: what was computed: without guesses, if that was what could not be.
+        """
         try:
-            return self._runner.run(batch)
+            return batch, self._runner.run(batch)
         except torch.AcceleratorError:
             raise
         except Exception as error:
             self._counters.step_failures += 1
             log.exception("a step of %d requests failed", len(batch.items))
+            if any(item.guesses for item in batch.items):
+                return self._compute(without_guesses(batch))
             if len(batch.items) == 1:
-                return {batch.items[0].state: _failure(error)}
+                return batch, {batch.items[0].state: _failure(error)}
             if isinstance(error, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
         results: dict[RequestState, ItemResult] = {}
@@ -103,7 +117,7 @@ class Steps:
             except Exception as error:
                 log.exception("request %s failed alone too", item.state.request.request_id)
                 results[item.state] = _failure(error)
-        return results
+        return batch, results
 
 
 def _failure(error: Exception) -> ItemResult:

@@ -90,6 +90,14 @@ class PageManager:
             held.pages += self.allocator.allocate(missing)
         return True
 
+    def shrink(self, held: HeldPages, tokens: int) -> None:
+        """Give back pages beyond those for ``tokens`` tokens: what was meant for wrong guesses."""
+        kept = self.pages_for(tokens)
+        for page in reversed(held.pages[kept:]):
+            self.allocator.release(page)
+        del held.pages[kept:]
+        held.synced = min(held.synced, kept)
+
     def commit(self, held: HeldPages, token_ids: Sequence[int], computed: int) -> None:
         """Let the prefix cache know the pages that ``computed`` tokens have filled.
 

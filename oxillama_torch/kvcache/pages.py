@@ -9,6 +9,7 @@ A page is in exactly one of three states:
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -29,6 +30,8 @@ class PageAllocator:
         self.on_evict = on_evict
         #: Counts every page that became available; unchanged means: no more room than before.
         self.releases = 0
+        #: How often each page was given out; unchanged means: its content still goes on.
+        self.tenures = array("q", bytes(8 * num_pages))
         self._references = [0] * num_pages
         self._free = list(range(num_pages - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
@@ -65,6 +68,7 @@ class PageAllocator:
                 if self.on_evict is not None:
                     self.on_evict(page)
             self._references[page] = 1
+            self.tenures[page] += 1
             pages.append(page)
         return pages
 

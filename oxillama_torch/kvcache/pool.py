@@ -124,3 +124,9 @@ class KVPool:
         for k_pages, v_pages in self.layers:
             raw(k_pages).index_fill_(0, index, 0)
             raw(v_pages).index_fill_(0, index, 0)
+
+    def clear_slots(self, slots: torch.Tensor) -> None:
+        """Overwrite single tokens' places, int64 [N] as in ``ForwardBatch.slot_mapping``."""
+        for k_pages, v_pages in self.layers:
+            raw(k_pages).flatten(0, 1).index_fill_(0, slots, 0)
+            raw(v_pages).flatten(0, 1).index_fill_(0, slots, 0)

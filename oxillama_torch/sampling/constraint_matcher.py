@@ -102,6 +102,12 @@ class Matcher:
             return RequestError("the constraint takes too long to follow", param=self._param)
         return refusal(self.inner, self._param) if self.inner.is_error() else None
 
+    def copy(self) -> Matcher:
+        """One that goes its own way from here."""
+        other = Matcher(self.inner.deep_copy(), self._tokens, self._param, goes_on=self._goes_on)
+        other._slow = self._slow
+        return other
+
     def accept(self, token_id: int) -> None:
         """Go on by one token; see ``error`` afterwards."""
         self.inner.consume_token(token_id)

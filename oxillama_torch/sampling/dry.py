@@ -17,6 +17,7 @@ Shapes: R rows, V vocabulary, N tokens of one request.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -95,6 +96,12 @@ class RepeatTracker:
             match[0] = tokens[0] == token_id
         self._size += 1
         self._find_break(n)
+
+    def copy(self) -> RepeatTracker:
+        """One that goes its own way from here."""
+        other = copy.copy(self)
+        other._tokens, other._match = self._tokens.copy(), self._match.copy()
+        return other
 
     def penalties(self) -> tuple[np.ndarray, np.ndarray]:
         """Tokens that would make a repetition longer, and what each loses.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Sequence
 
@@ -59,6 +60,13 @@ class TokenHistory:
             self._recent.append(token_id)
             if len(self._recent) > self._window:
                 self._counts[self._index[self._recent.popleft()]] -= 1
+
+    def copy(self) -> TokenHistory:
+        """One that goes its own way from here."""
+        other = copy.copy(self)
+        other._index, other._recent = self._index.copy(), self._recent.copy()
+        other._ids, other._counts = self._ids.copy(), self._counts.copy()
+        return other
 
     def _slot(self, token_id: int) -> int:
         slot = self._index.setdefault(token_id, len(self._index))

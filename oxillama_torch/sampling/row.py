@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -104,6 +105,32 @@ class SamplingRow:
         self.repeats = RepeatTracker(params, prompt_token_ids) if "dry" in steps else None
         keeps_tokens = self.bad_words is not None or self.processors
         self.token_ids = list(prompt_token_ids) if keeps_tokens else None
+
+    @property
+    def sees_tokens(self) -> bool:
+        """Whether choosing depends on the tokens chosen before, beside the logits."""
+        return bool(
+            self.history is not None
+            or self.repeats is not None
+            or self.token_ids is not None
+            or self.params.mirostat
+        )
+
+    def copy(self) -> SamplingRow:
+        """One that goes its own way from here."""
+        other = copy.copy(self)
+        other.history = None if self.history is None else self.history.copy()
+        other.repeats = None if self.repeats is None else self.repeats.copy()
+        other.token_ids = None if self.token_ids is None else list(self.token_ids)
+        return other
+
+    def ahead(self, tokens: int) -> SamplingRow:
+        """The row as it will be after some more tokens, of one that does not see them."""
+        assert not tokens or not self.sees_tokens, "which tokens, would have to be known"
+        other = copy.copy(self)
+        other.position += tokens
+        other.generated += tokens
+        return other
 
     @property
     def must_go_on(self) -> bool:

@@ -1,0 +1,1 @@
+"""Speculation: guessing the next tokens of a request, so that one step can check several."""
