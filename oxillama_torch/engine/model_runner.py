@@ -23,7 +23,8 @@ from oxillama_torch.models.config import ModelConfig
 from oxillama_torch.sampling.logprobs import token_logprobs
 from oxillama_torch.sampling.mask import MaskFiller, Masks
 from oxillama_torch.sampling.params import TokenLogprobs
-from oxillama_torch.sampling.sampler import finite_rows, sample
+from oxillama_torch.sampling.row import SamplingRow
+from oxillama_torch.sampling.sampler import Sampled, finite_rows, sample
 
 __all__ = ["ItemResult", "Model", "ModelRunner"]
 
@@ -129,17 +130,20 @@ class ModelRunner:
         count = len(inputs.sampling)
         adapters = self._builder.head_adapters(inputs.sampling, [1] * count)
         logits = self._model.logits(rows[:count], adapters)
-        samplers = [item.state.row for item in inputs.sampling]
-        if wanted_on(logits.device) and all(map(is_served, samplers)):
-            self.sampled_by["op"] += count
-            numerics = self._model.numerics
-            sampled = sample_on_device(logits, samplers, self._banned, masks, numerics)
-        else:
-            self.sampled_by["chain"] += count
-            sampled = sample(logits, samplers, self._banned, masks)
+        sampled = self._choose(logits, [item.state.row for item in inputs.sampling], masks)
         for item, out in zip(inputs.sampling, sampled):
             result = results[item.state]
             result.token_id, result.logprobs, result.error = out.token_id, out.logprobs, out.error
+
+    def _choose(
+        self, logits: torch.Tensor, rows: list[SamplingRow], masks: Masks | None
+    ) -> list[Sampled]:
+        """One token per row, by the op or by the chain."""
+        if wanted_on(logits.device) and all(map(is_served, rows)):
+            self.sampled_by["op"] += len(rows)
+            return sample_on_device(logits, rows, self._banned, masks, self._model.numerics)
+        self.sampled_by["chain"] += len(rows)
+        return sample(logits, rows, self._banned, masks)
 
     def _walk(
         self,
@@ -153,7 +157,7 @@ class ModelRunner:
         counts = [walk.rows for walk in walks]
         adapters = self._builder.head_adapters(inputs.sampling, counts)
         logits = self._model.logits(rows[: sum(counts)], adapters)
-        walk_along(walks, logits, self._banned, masks, self._masks.start)
+        walk_along(walks, logits, masks, choose=self._choose, start_masks=self._masks.start)
         for walk in walks:
             result = results[walk.item.state]
             result.walk, result.error = walk, walk.error

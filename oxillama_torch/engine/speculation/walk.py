@@ -25,10 +25,11 @@ from oxillama_torch.sampling.constraint_matcher import Matcher
 from oxillama_torch.sampling.mask import Masks
 from oxillama_torch.sampling.params import TokenLogprobs
 from oxillama_torch.sampling.row import SamplingRow
-from oxillama_torch.sampling.sampler import Sampled, sample
+from oxillama_torch.sampling.sampler import Sampled
 
 __all__ = ["Walk", "walk_along"]
 
+Choose = Callable[[torch.Tensor, list[SamplingRow], Masks | None], list[Sampled]]
 StartMasks = Callable[[Sequence[Matcher | None]], Masks | None]
 
 
@@ -117,8 +118,9 @@ class Walk:
 def walk_along(
     walks: Sequence[Walk],
     logits: torch.Tensor,
-    banned: torch.Tensor | None,
     masks: Masks | None,
+    *,
+    choose: Choose,
     start_masks: StartMasks,
 ) -> None:
     """Let all walks go as far as they can.
@@ -126,21 +128,21 @@ def walk_along(
     Args:
         walks: in the order of their rows.
         logits: float32 [R, V].
-        banned: int64 ids that no row may choose; None: none.
         masks: of the ``first_rows`` of all, in order.
-        start_masks: makes further ones, as ``MaskFiller.start``.
+        choose: samples rows of logits with their masks.
+        start_masks: makes further masks, as ``MaskFiller.start``.
     """
     starts = list(itertools.accumulate([walk.rows for walk in walks], initial=0))
     ahead = [(walk, start, i) for walk, start in zip(walks, starts) for i in range(walk.first_rows)]
     rows = [walk.row.ahead(i) if i else walk.row for walk, _, i in ahead]
-    sampled = sample(_lines(logits, [start + i for _, start, i in ahead]), rows, banned, masks)
+    sampled = choose(_lines(logits, [start + i for _, start, i in ahead]), rows, masks)
     for (walk, *_), found in zip(ahead, sampled):
         if not walk.done:
             walk.take(found)
     while going := [(walk, start) for walk, start in zip(walks, starts) if not walk.done]:
         lines = [start + len(walk.tokens) for walk, start in going]
         masks = start_masks([walk.matcher for walk, _ in going])
-        found = sample(_lines(logits, lines), [walk.row for walk, _ in going], banned, masks)
+        found = choose(_lines(logits, lines), [walk.row for walk, _ in going], masks)
         for (walk, _), out in zip(going, found):
             walk.take(out)
 
