@@ -103,7 +103,8 @@ class EngineConfig:
             raise UnsupportedError(
                 f"a draft model with speculation {self.speculation!r}", ("draft",)
             )
-        if self.draft_model is None and self.speculation == "draft" and self.model is not None:
+        is_demo = self.model is None or Path(self.model) == demo_model_path()
+        if self.speculation == "draft" and self.draft_model is None and not is_demo:
             raise UnsupportedError("speculation 'draft' without a draft model for this model")
         for name in _COUNTS:
             value = getattr(self, name)

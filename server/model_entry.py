@@ -13,7 +13,7 @@ from oxillama_torch.engine.engine import DEFAULT_BATCH_SIZE
 from oxillama_torch.engine.loading import open_model, resolve
 from oxillama_torch.errors import RequestError
 from oxillama_torch.gguf.metadata import Metadata
-from oxillama_torch.gguf.reader import GGUFFile
+from oxillama_torch.gguf.reader import GGUFFile, read_gguf
 from oxillama_torch.kernels import registry
 from oxillama_torch.models.config import ModelConfig
 from oxillama_torch.models.memory import MemoryPlan, memory_plan
@@ -124,9 +124,16 @@ class ModelLoading(RequestError):
 def engine_config(base: EngineConfig, path: Path) -> EngineConfig:
     """Settings of a further model: the first one's, with pages of a size known beforehand.
 
-    The kernel rules in force are kept: loading sets them for the whole process.
+    A draft model guesses for the first one alone: another model has another vocabulary. The kernel
+    rules in force are kept: loading sets them for the whole process.
     """
-    config = replace(base, model=path, kernels=registry.format_rules(registry.active_rules()))
+    config = replace(
+        base,
+        model=path,
+        kernels=registry.format_rules(registry.active_rules()),
+        speculation="none" if base.speculation == "draft" else base.speculation,
+        draft_model=None,
+    )
     if config.kv_pages is None and config.kv_memory_bytes is None:
         with open_model(config) as gguf:
             model, plan = _plan(gguf, config)
@@ -149,7 +156,11 @@ def planned_bytes(config: EngineConfig) -> int:
         tokens = config.kv_pages * config.page_size
     elif config.kv_memory_bytes is not None:
         tokens = min(tokens, config.kv_memory_bytes // max(plan.kv_bytes_per_token, 1))
-    return plan.total_bytes(tokens)
+    needed = plan.total_bytes(tokens)
+    if config.draft_path is not None:
+        with read_gguf(config.draft_path) as gguf:
+            needed += _plan(gguf, config)[1].total_bytes(tokens)
+    return needed
 
 
 def _plan(gguf: GGUFFile, config: EngineConfig) -> tuple[ModelConfig, MemoryPlan]:

@@ -46,7 +46,10 @@ def measure_model(
 
     Returns: the settings, ``load_s``, of it ``graphs_s`` for recording CUDA graphs, how many those
         are, the bytes they take, and the medians that ``measure_engine`` gives; with adapters
-        ``bare_decode_tok_s`` too, and ``adapter_cost``: the share by which decoding takes longer.
+        ``bare_decode_tok_s`` too, and ``adapter_cost``: the share by which decoding takes longer;
+        with speculation ``proposed`` tokens, the ``accepted_share`` of them, and
+        ``tokens_per_check``: what a step brings a request that had guesses. All three over all
+        runs, the warm-up too.
     """
     # Random prompts share no prefix, but a later run must not meet the pages of an earlier one.
     config = EngineConfig(
@@ -69,6 +72,7 @@ def measure_model(
             if progress is not None:
                 progress(run + 1, runs + 1)
         about = llm.describe()
+        guesses = _guesses(llm.engine.stats()) if config.speculation != "none" else {}
     row = {
         "model": Path(path).name,
         "engine": about,
@@ -82,7 +86,17 @@ def measure_model(
         "num_graphs": stats["graphs"],
         "graph_bytes": stats["graph_bytes"],
     }
-    return row | _medians(timings[1:])
+    return row | _medians(timings[1:]) | guesses
+
+
+def _guesses(stats: dict[str, int | float]) -> dict[str, float]:
+    """What became of guesses, by an engine's counters."""
+    proposed, accepted = stats["proposed_tokens"], stats["accepted_tokens"]
+    return {
+        "proposed": proposed,
+        "accepted_share": accepted / proposed if proposed else 0.0,
+        "tokens_per_check": 1 + accepted / max(stats["speculated_items"], 1),
+    }
 
 
 def _watched(times: list[float]) -> tuple[Callable[[int, int], None], Callable[[int, int], None]]:

@@ -20,12 +20,15 @@ from oxillama_torch.cli.bench_serve import bench_serve
 from oxillama_torch.cli.bench_sides import bench_e2e, bench_peers
 from oxillama_torch.cli.options import (
     DeviceOption,
+    DraftModelOption,
+    DraftTokensOption,
     DtypeOption,
     GraphsOption,
     KernelsOption,
     KVDtypeOption,
     ModelOption,
     NumericsOption,
+    SpeculationOption,
     ThreadsOption,
     TunedOption,
     engine_config,
@@ -47,6 +50,11 @@ _ADAPTER_COLUMNS = {
     "adapters": "adapters",
     "bare_decode_tok_s": "decode without",
     "adapter_cost": "longer by",
+}
+_SPECULATION_COLUMNS = {
+    "proposed": "guesses",
+    "accepted_share": "right",
+    "tokens_per_check": "tokens per check",
 }
 
 
@@ -79,29 +87,30 @@ def bench(
     kernels: KernelsOption = None,
     tuned: TunedOption = None,
     threads: ThreadsOption = None,
+    speculation: SpeculationOption = None,
+    draft_model: DraftModelOption = None,
+    draft_tokens: DraftTokensOption = None,
 ) -> None:
     """Time a model: prefill and decode in tokens per second, and the first token."""
     if context.invoked_subcommand is not None:
         return
     from oxillama_torch.bench import end_to_end, report  # imports torch: not for --help
 
-    options = engine_config(
-        None,
-        device=device,
-        dtype=dtype,
-        kv_dtype=kv_dtype,
-        numerics=numerics,
-        graphs=graphs,
-        kernels=kernels,
-        tuned=tuned,
-        threads=threads,
-    )
-    options = {
-        name: getattr(options, name)
-        for name in (
-            *("device", "dtype", "kv_dtype", "numerics", "graphs", "kernels", "tuned", "threads"),
-        )
+    given = {
+        "device": device,
+        "dtype": dtype,
+        "kv_dtype": kv_dtype,
+        "numerics": numerics,
+        "graphs": graphs,
+        "kernels": kernels,
+        "tuned": tuned,
+        "threads": threads,
+        "speculation": speculation,
+        "draft_model": draft_model,
+        "draft_tokens": draft_tokens,
     }
+    config = engine_config(None, **given)
+    options = {name: getattr(config, name) for name in given}
     with model_file(model, synthetic, mix, keep) as path, progress_bar() as bar:
         rows = []
         for size in batch_size or [1]:
@@ -120,6 +129,8 @@ def bench(
                 )
             )
     columns = _COLUMNS | (_ADAPTER_COLUMNS if adapters else {})
+    if config.speculation != "none":
+        columns |= _SPECULATION_COLUMNS
     print_table(report.machine(), report.as_table(rows, columns))
     if json is not None:
         report.write_json(json, rows)

@@ -13,6 +13,8 @@ from oxillama_torch.config import EngineConfig, from_environment
 __all__ = [
     "ContextOption",
     "DeviceOption",
+    "DraftModelOption",
+    "DraftTokensOption",
     "DtypeOption",
     "GraphsOption",
     "KVDtypeOption",
@@ -20,6 +22,7 @@ __all__ = [
     "KernelsOption",
     "ModelOption",
     "NumericsOption",
+    "SpeculationOption",
     "ThreadsOption",
     "TunedOption",
     "engine_config",
@@ -59,6 +62,16 @@ TunedOption = Annotated[
 ContextOption = Annotated[
     int | None, typer.Option("--ctx-size", "-c", help="Most tokens of prompt and answer together.")
 ]
+SpeculationOption = Annotated[
+    str | None,
+    typer.Option(help="What guesses tokens ahead: none, lookup (the text so far) or draft."),
+]
+DraftModelOption = Annotated[
+    Path | None, typer.Option(help="GGUF file that guesses, with --speculation draft.")
+]
+DraftTokensOption = Annotated[
+    int | None, typer.Option(help="Most guesses per step (8 for lookup, 4 for draft).")
+]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", "-t", help="CPU threads.")]
 
 
@@ -68,8 +81,9 @@ def engine_config(model: Path | None, **options: object) -> EngineConfig:
     Raises:
         FileNotFoundError: there is no such model file.
     """
-    if model is not None and not model.exists():
-        raise FileNotFoundError(2, "no such model file", str(model))
+    for path in (model, options.get("draft_model")):
+        if path is not None and not path.exists():
+            raise FileNotFoundError(2, "no such model file", str(path))
     given = {name: value for name, value in options.items() if value is not None}
     if model is not None:
         given["model"] = model

@@ -13,6 +13,8 @@ from oxillama_torch.cli.open_llm import open_llm
 from oxillama_torch.cli.options import (
     ContextOption,
     DeviceOption,
+    DraftModelOption,
+    DraftTokensOption,
     DtypeOption,
     GraphsOption,
     KernelPathOption,
@@ -20,6 +22,7 @@ from oxillama_torch.cli.options import (
     KVDtypeOption,
     ModelOption,
     NumericsOption,
+    SpeculationOption,
     ThreadsOption,
     TunedOption,
     engine_config,
@@ -47,6 +50,9 @@ def serve(
     tuned: TunedOption = None,
     ctx_size: ContextOption = None,
     threads: ThreadsOption = None,
+    speculation: SpeculationOption = None,
+    draft_model: DraftModelOption = None,
+    draft_tokens: DraftTokensOption = None,
     max_batch_size: Annotated[
         int | None, typer.Option(help="Most requests running at once.")
     ] = None,
@@ -108,6 +114,9 @@ def serve(
         tuned=tuned,
         max_context=ctx_size,
         threads=threads,
+        speculation=speculation,
+        draft_model=draft_model,
+        draft_tokens=draft_tokens,
         max_batch_size=max_batch_size,
     )
     given = {
