@@ -65,7 +65,7 @@ def test_wrong_guesses_are_made_less_and_less_often():
     assert 4 < stats["proposed_tokens"] <= 12
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 60), min_size=1, max_size=6),
     max_tokens=st.integers(0, 40),
@@ -171,7 +171,7 @@ def test_a_proposer_that_fails_costs_its_guesses_alone(caplog):
 
     run = driver(Broken())
     check(run.run(request_for([5, 6], max_tokens=9))[0], [5, 6], 9)
-    assert run.engine.stats()["proposer_failures"] == 8
+    assert run.engine.stats()["proposer_failures"] == 7, "tokens 2 to 8"
 
 
 def test_a_device_beyond_use_ends_everything():

@@ -38,7 +38,7 @@ WISHES = {
     "xtc": {"temperature": 1.0, "xtc_probability": 0.7, "xtc_threshold": 0.02},
     "biased": {"temperature": 1.0, "logit_bias": {7: 4.0, 9: -5.0}},
     "allowed": {"temperature": 1.0, "allowed_token_ids": tuple(range(5, 40))},
-    "min_tokens": {"temperature": 1.0, "min_tokens": 9, "stop_token_ids": tuple(range(5, 100))},
+    "min_tokens": {"temperature": 1.0, "min_tokens": 6, "stop_token_ids": tuple(range(5, 100))},
     "penalties": {"temperature": 0, "repetition_penalty": 1.3, "frequency_penalty": 0.5},
     "window": {"temperature": 0.9, "presence_penalty": 1.0, "repeat_last_n": 5},
     "late penalties": {
@@ -46,7 +46,12 @@ WISHES = {
         "repetition_penalty": 1.4,
         "samplers": ("temperature", "penalties"),
     },
-    "dry": {"temperature": 0, "dry_multiplier": 0.8, "dry_allowed_length": 1},
+    "dry": {
+        "temperature": 0,
+        "dry_multiplier": 0.8,
+        "dry_allowed_length": 1,
+        "dry_sequence_breakers": ((11,),),
+    },
     "bad words": {"temperature": 1.0, "bad_words": ((7, 8), (30,))},
     "mirostat": {"temperature": 1.0, "mirostat": 2, "mirostat_tau": 3.0},
     "mirostat 1": {"temperature": 1.0, "mirostat": 1, "mirostat_eta": 0.3},
@@ -76,7 +81,7 @@ def requests():
         prompt = torch.randint(5, 380, (1 + 5 * index % 37,), generator=generator).tolist()
         prompt_logprobs = 1 if index % 5 == 0 else None
         yield request_for(
-            prompt, max_tokens=14, seed=index, logprobs=2, prompt_logprobs=prompt_logprobs, **wish
+            prompt, max_tokens=10, seed=index, logprobs=2, prompt_logprobs=prompt_logprobs, **wish
         )
 
 
@@ -118,7 +123,7 @@ def check(run: Driver, alone, *, rounds: int = 1) -> dict:
 def test_in_a_mixed_batch(model, alone, rights):
     stats = check(speculating(model, alone, rights), alone)
     if rights == [9]:
-        assert stats["proposed_tokens"] == stats["accepted_tokens"] and stats["steps"] <= 6
+        assert stats["proposed_tokens"] == stats["accepted_tokens"] and stats["steps"] <= 5
 
 
 class Preempting(Driver):
