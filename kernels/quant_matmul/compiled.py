@@ -274,8 +274,10 @@ def _add(terms: list[Tensor]) -> Tensor:
     return total
 
 
-def compile_lanes(function: Callable, name: str) -> Callable:
-    """torch.compile with the options that the order of additions relies on."""
+def compile_lanes(
+    function: Callable, name: str, others: dict[str, object] | None = None
+) -> Callable:
+    """torch.compile with the options that the order of additions relies on, but for ``others``."""
     # Dynamo counts recompilations per code object: each function gets its own.
     own = types.FunctionType(
         function.__code__.replace(co_name=name),
@@ -289,4 +291,5 @@ def compile_lanes(function: Callable, name: str) -> Callable:
         "cpp.enable_unsafe_math_opt_flag": False,
         "compile_threads": 1,
     }
+    options |= others or {}
     return torch.compile(own, fullgraph=True, dynamic=False, options=options)

@@ -1,9 +1,11 @@
-"""Matrix products of many rows: decode the weight to the activations' 16 bits, multiply dense.
+"""Matrix products of many rows: decode the weight, multiply dense.
 
 Decoding costs the same for any number of rows, so from some number on it hardly counts, and the
-product is as fast as the library's (cuBLAS, oneDNN). Weights are rounded to bfloat16 or float16, as
-on the tensor cores, and the library picks its own order of additions: ``fast`` numerics only. On a
-CPU the product is always bfloat16, whatever the activations are.
+product is as fast as the library's (cuBLAS, oneDNN, MKL). On a GPU weights are rounded to the
+activations' 16 bits, as on the tensor cores. On a CPU the product is bfloat16 where the processor
+has instructions for it and float32 where it has none, whatever the activations are: without them a
+bfloat16 product takes several times as long as a float32 one. The library picks its own order of
+additions: ``fast`` numerics only.
 
 Shapes: M rows, K inputs, N outputs, n rows of a chunk; G steps, P parts, L lanes: see ``lanes``.
 """
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from oxillama_torch.kernels import registry
 from oxillama_torch.kernels.formats.base import PackedTensor
-from oxillama_torch.kernels.quant_matmul import compiled
+from oxillama_torch.kernels.quant_matmul import compiled, factored
 from oxillama_torch.kernels.quant_matmul.lanes import LANES
 from oxillama_torch.kernels.quant_matmul.unpacked import FORMS, name_of
 from oxillama_torch.kernels.registry import Call, register
@@ -76,7 +78,8 @@ def prepare(weights: Iterable[PackedTensor]) -> None:
     samples = {w.type_name: w for w in weights if w.device.type == "cpu" and w.type_name in LANES}
     for type_name, weight in samples.items():
         if compiled.cannot(Call("cpu", torch.bfloat16, "fast", type_name)) is None:
-            _on_cpu(torch.zeros(MIN_ROWS["cpu"], weight.shape[1]), weight)
+            part = weight.rows(0, 2) if factored.serves(type_name) else weight
+            _on_cpu(torch.zeros(MIN_ROWS["cpu"], weight.shape[1]), part)
             _ready.add(type_name)
     registry.forget_choices()
 
@@ -96,26 +99,45 @@ def _on_cuda(x: Tensor, weight: PackedTensor) -> Tensor:
 
 
 def _on_cpu(x: Tensor, weight: PackedTensor) -> Tensor:
-    """Inputs are put in the order in which the decoder writes the weights: part by part."""
-    (rows, inputs), outputs = x.shape, weight.shape[0]
-    name = name_of(weight)
-    form = FORMS[name]
-    steps = inputs // (form.parts * form.lanes)
-    out = torch.empty(rows, outputs, dtype=torch.bfloat16)
+    """Inputs are put in the order in which the decoder writes the weights."""
+    outputs, dtype = weight.shape[0], _cpu_dtype()
+    out = torch.empty(len(x), outputs, dtype=dtype)
     with torch.inference_mode():
         # One kind of tensor for every call: the compiled code is guarded by it.
-        parted = x.reshape(rows, steps, form.parts, form.lanes).transpose(1, 2).bfloat16()
-        parted = parted.reshape(rows, inputs)
-        shape = (min(_CPU_CHUNK_ROWS, outputs), form.parts, steps, form.lanes)
-        scratch = torch.empty(shape, dtype=torch.bfloat16)
-        scale, decode = compiled.scale_of(name), _decode(name)
+        if factored.serves(weight.type_name):
+            inputs = factored.permuted(x.float(), weight.type_name).flatten(1).to(dtype)
+            decode = factored.decode_rows
+        else:
+            inputs, decode = _by_parts(x, weight).to(dtype), _decode_rows
+        scratch = torch.empty(min(_CPU_CHUNK_ROWS, outputs), inputs.shape[1], dtype=dtype)
         for start in range(0, outputs, _CPU_CHUNK_ROWS):
             stop = min(start + _CPU_CHUNK_ROWS, outputs)
-            part = scratch[: stop - start]
-            fields = scale(compiled.rows_of(weight, start, stop))
-            decode(fields, compiled.dynamic(part, 0, 2))
-            out[:, start:stop] = parted @ part.flatten(1).T
+            part = decode(weight, start, stop, scratch)
+            out[:, start:stop] = inputs @ part.T
     return out
+
+
+@functools.cache
+def _cpu_dtype() -> torch.dtype:
+    """Of dense products: bfloat16 where the processor multiplies it."""
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def _by_parts(x: Tensor, weight: PackedTensor) -> Tensor:
+    """Inputs [M, K] in the order of ``_decode_rows``: part by part."""
+    form = FORMS[name_of(weight)]
+    return x.unflatten(1, (-1, form.parts, form.lanes)).transpose(1, 2).flatten(1)
+
+
+def _decode_rows(weight: PackedTensor, start: int, stop: int, out: Tensor) -> Tensor:
+    """Write rows of a weight to the top rows of ``out`` [.., K]; these rows."""
+    name = name_of(weight)
+    form = FORMS[name]
+    rows = out[: stop - start]
+    fields = compiled.scale_of(name)(compiled.rows_of(weight, start, stop))
+    by_parts = rows.view(len(rows), form.parts, -1, form.lanes)
+    _decode(name)(fields, compiled.dynamic(by_parts, 0, 2))
+    return rows
 
 
 @functools.cache

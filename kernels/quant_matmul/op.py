@@ -128,6 +128,7 @@ registry.declare(
     f"{_HERE}.reference",
     f"{_HERE}.compiled",
     f"{_HERE}.cpu",
+    f"{_HERE}.factored",
     f"{_HERE}.dense",
     f"{_HERE}.triton_dp4a",
     f"{_HERE}.triton_gemv",

@@ -23,7 +23,7 @@ from oxillama_torch.kernels.formats.base import PackedTensor
 from oxillama_torch.kernels.quant_matmul.lane_format import LaneFormat, floats
 from oxillama_torch.kernels.quant_matmul.lanes import LANES
 
-__all__ = ["FORMS", "TYPES", "fields_of", "name_of", "unpack"]
+__all__ = ["FORMS", "TYPES", "fields_of", "name_of", "split", "unpack"]
 
 #: Types that are unpacked: all with an own scale for every 16 or 32 of their 256 weights.
 TYPES = frozenset({"IQ4_XS", "Q2_K", "Q3_K", "Q5_K", "Q6_K"})
@@ -52,7 +52,7 @@ def unpack(weight: PackedTensor) -> None:
     if weight.type_name in TYPES and weight not in _unpacked:
         starts = range(0, weight.shape[0], _ROWS_AT_ONCE)
         parts = [
-            _of_rows(weight.rows(start, min(start + _ROWS_AT_ONCE, weight.shape[0])))
+            split(weight.rows(start, min(start + _ROWS_AT_ONCE, weight.shape[0])))
             for start in starts
         ]
         _unpacked[weight] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -71,13 +71,26 @@ def fields_of(weight: PackedTensor) -> dict[str, Tensor]:
     return {name: x.unflatten(1, (-1, widths[name])) for name, x in weight.planes.items()}
 
 
-def _of_rows(weight: PackedTensor) -> dict[str, Tensor]:
-    """Decoding with all scales 1 and minima 0 gives the quants."""
+def split(weight: PackedTensor) -> dict[str, Tensor]:
+    """Quants and scales of a weight with ``w = scale * q - least``.
+
+    Decoding with all scales 1 and minima 0 gives the quants.
+
+    Returns: q int8 [N, B, block], scale float32 [N, B, groups], and least where there are any.
+    """
     form = LANES[weight.type_name]
     scaled = form.scale(**fields_of(weight))
-    factors = {name: scaled[name] for name in ("scale", "least") if name in scaled}
-    neutral = {"scale": torch.ones_like, "least": torch.zeros_like}
-    quants = form.decode(**scaled | {name: neutral[name](x) for name, x in factors.items()})
-    q = torch.stack(quants, -2).flatten(2)
-    assert torch.equal(q, q.to(torch.int8).float()), f"{weight.type_name} has quants beyond a byte"
-    return {"q": q.to(torch.int8), **factors}
+    factors, neutral = {}, {}
+    for name, value in scaled.items():
+        if name in ("scale", "d"):
+            factors["scale"], neutral[name] = value, torch.ones_like(value)
+        elif name == "least":
+            factors["least"], neutral[name] = value, torch.zeros_like(value)
+        elif name == "dm":
+            d, m = value.split(1, dim=-1)
+            factors |= {"scale": d, "least": -m}
+            neutral[name] = torch.cat([torch.ones_like(d), torch.zeros_like(m)], -1)
+    q = torch.stack(form.decode(**scaled | neutral), -2).flatten(2)
+    q8 = q.to(torch.int8)
+    assert torch.equal(q, q8.float()), f"{weight.type_name} has quants beyond a byte"
+    return {"q": q8, **factors}

@@ -16,7 +16,7 @@ from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.gguf.reader import GGUFFile, read_gguf
 from oxillama_torch.kernels import kv_formats, registry
 from oxillama_torch.kernels.formats.base import PackedTensor
-from oxillama_torch.kernels.quant_matmul import compiled, cpu, dense, tuned
+from oxillama_torch.kernels.quant_matmul import compiled, cpu, dense, factored, tuned
 from oxillama_torch.layers.linear import QuantLinear
 from oxillama_torch.lora.registry import AdapterRegistry
 from oxillama_torch.lora.targets import Targets
@@ -156,15 +156,17 @@ def weights_of(model: torch.nn.Module) -> list[PackedTensor]:
 def prepare_kernels(model: Decoder) -> None:
     """Do now what the kernels in force would else do at their first use; it can take a minute."""
     weights = weights_of(model)
-    by_cpu = [
-        weight
-        for weight in weights
-        if _backend(weight.type_name, model.device, model.dtype, model.numerics) == "cpu"
-    ]
-    cpu.prepare(by_cpu)
     # Whether compiling pays is a matter of the whole model, not of what is left for it.
     large = sum(w.shape[0] * w.shape[1] for w in weights) >= compiled.MIN_WEIGHTS
-    compiled.prepare([weight for weight in weights if weight not in by_cpu], even_if_small=large)
+    if model.numerics == "fast":
+        factored.prepare(weights, even_if_small=large)
+    chosen = {
+        name: _backend(name, model.device, model.dtype, model.numerics)
+        for name in {weight.type_name for weight in weights}
+    }
+    cpu.prepare(weight for weight in weights if chosen[weight.type_name] == "cpu")
+    left = [weight for weight in weights if chosen[weight.type_name] not in ("cpu", "factored")]
+    compiled.prepare(left, even_if_small=large)
     if large and model.numerics == "fast":
         dense.prepare(weights)
 

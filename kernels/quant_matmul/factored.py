@@ -1,0 +1,322 @@
+"""Products of few rows on a CPU through torch.compile, with the scales taken out of the sums.
+
+    y[n] = sum over groups g of  scale[n, g] (sum over k in g of q[n, k] x[k])  -  least[n, g] X[g]
+
+with X[g] the sum of x over the group: one multiplication a weight instead of three. Quants are kept
+once more, as fields of 32-bit words with the groups side by side in the lanes of a vector, so that
+a weight costs one mask, one conversion and one fused multiply-add. A field is masked but not
+shifted down: x carries the power of two instead, which changes no bit.
+
+Everything is float32, so the results differ from the reference by the rounding of the sums alone.
+The order of additions is the compiler's and differs with the number of rows: ``fast`` only.
+
+Shapes: M rows, K inputs, N outputs, R rows of a tile; L lanes, S weights of a group (run) in J
+words of F fields, C = K / (L S) chunks, rounded up.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from oxillama_torch.kernels import registry
+from oxillama_torch.kernels.formats.base import PackedTensor
+from oxillama_torch.kernels.quant_matmul import compiled, unpacked
+from oxillama_torch.kernels.registry import Call, register
+
+__all__ = ["TYPES", "decode_rows", "permuted", "prepare", "serves"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How a type's quants lie in words.
+
+    Args:
+        bits: of a field, 4 or 8.
+        run: S, weights that share a scale.
+        offset: what is added to a quant so that it is not negative.
+    """
+
+    bits: int
+    run: int
+    offset: int = 0
+
+    @property
+    def fields(self) -> int:
+        """Of a word."""
+        return 32 // self.bits
+
+
+TYPES = {
+    "IQ4_NL": _Form(8, 32, 128),
+    "IQ4_XS": _Form(8, 32, 128),
+    "Q2_K": _Form(4, 16),
+    "Q3_K": _Form(4, 16, 4),
+    "Q4_0": _Form(4, 32, 8),
+    "Q4_1": _Form(4, 32),
+    "Q4_K": _Form(4, 32),
+    "Q5_0": _Form(8, 32, 16),
+    "Q5_1": _Form(8, 32),
+    "Q5_K": _Form(8, 32),
+    "Q6_K": _Form(8, 16, 32),
+    "Q8_0": _Form(8, 32, 128),
+}
+
+#: Types for which ATen has a packed product; with AVX-512 that is the faster one.
+_ATEN_TYPES = ("Q4_0", "Q4_1", "Q4_K")
+_ROW_TILE = 4
+_ROWS_AT_ONCE = 1024  # packing wants some 10 bytes a weight meanwhile
+
+_packed: weakref.WeakKeyDictionary[PackedTensor, dict[str, Tensor]]
+_packed = weakref.WeakKeyDictionary()
+_ready: set[str] = set()
+# GGML type -> why its programs cannot be used here.
+_broken: dict[str, str] = {}
+
+
+def serves(type_name: str) -> bool:
+    """Whether weights of a type are to be kept as words on this machine."""
+    return type_name in _ready
+
+
+def _cannot(call: Call) -> str | None:
+    if call.type not in TYPES:
+        return f"serves {', '.join(sorted(TYPES))}, not {call.type}"
+    return _broken.get(call.type) or compiled.cannot(call)
+
+
+def _not_by_default(call: Call) -> str | None:
+    if call.type in _ATEN_TYPES and _has_avx512():
+        return "the packed product of ATen is faster with AVX-512"
+    if call.type not in _ready:
+        return (
+            f"not compiled when the model was loaded (worth it from {compiled.MIN_WEIGHTS:,} "
+            "weights)"
+        )
+    return None
+
+
+@functools.cache
+def _has_avx512() -> bool:
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+@register(
+    "quant_matmul",
+    "factored",
+    devices=("cpu",),
+    numerics=("fast",),
+    capability=_cannot,
+    unless_asked=_not_by_default,
+    priority=30,
+    error=1e-5,
+)
+def quant_matmul(x: Tensor, weight: PackedTensor, bias: Tensor | None = None) -> Tensor:
+    """Arguments as those of :func:`oxillama_torch.kernels.quant_matmul.op.quant_matmul`."""
+    # One mode and one kind of tensor for every call: the compiled code is guarded by both.
+    with torch.inference_mode():
+        y = _matmul(x.float(), weight)
+    return (y if bias is None else y + bias.float()).to(x.dtype)
+
+
+def _matmul(x: Tensor, weight: PackedTensor) -> Tensor:
+    form, fields = TYPES[weight.type_name], _fields(weight)
+    x_MCJFL = permuted(x, weight.type_name).unflatten(2, (-1, form.fields))
+    sums_MCJL = x_MCJFL.sum(3)
+    x_MCJFL = x_MCJFL * _powers(form)
+    if len(x) == 1:
+        return _call(form, fields, x_MCJFL, sums_MCJL)
+    if missing := -len(x) % _ROW_TILE:
+        x_MCJFL = torch.cat([x_MCJFL, x_MCJFL.new_zeros(missing, *x_MCJFL.shape[1:])])
+        sums_MCJL = torch.cat([sums_MCJL, sums_MCJL.new_zeros(missing, *sums_MCJL.shape[1:])])
+    tiles = zip(x_MCJFL.split(_ROW_TILE), sums_MCJL.split(_ROW_TILE))
+    parts = [_call(form, fields, x, sums) for x, sums in tiles]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts))[: len(x)]
+
+
+def _call(form: _Form, fields: dict[str, Tensor], x: Tensor, sums: Tensor) -> Tensor:
+    run = _product(form, len(x))
+    return run(fields, compiled.dynamic(x, 1), compiled.dynamic(sums, 1))
+
+
+def prepare(weights: Iterable[PackedTensor], *, even_if_small: bool = False) -> None:
+    """Pack a model's weights and compile their products, so that serving compiles nothing.
+
+    Inductor keeps what it compiles on disk. A type whose compilation fails, or whose products do
+    not agree with the reference, is refused from here on.
+
+    Args:
+        weights: all packed weights of the model; of those on the CPU and of a known type.
+        even_if_small: also where no rule asks for this backend.
+    """
+    samples: dict[str, PackedTensor] = {}
+    for weight in weights:
+        if weight.device.type == "cpu" and _wanted(weight.type_name, even_if_small):
+            samples.setdefault(weight.type_name, weight)
+            _fields(weight)
+    if samples:
+        log.info("compiling matrix products; takes a minute the first time")
+    for type_name, weight in sorted(samples.items()):
+        if (reason := _try(weight)) is None:
+            _ready.add(type_name)
+        else:
+            _broken[type_name] = reason
+            log.warning("quant_matmul.%s: factored %s", type_name, reason)
+    registry.forget_choices()
+
+
+def _wanted(type_name: str, even_if_small: bool) -> bool:
+    """Whether this backend will serve the type: a rule asks for it, or none speaks and it pays."""
+    call = Call("cpu", torch.float32, "fast", type_name)
+    if _cannot(call) is not None:
+        return False
+    rules = [rule for rule in registry.active_rules() if rule.matches("quant_matmul", call)]
+    if rules:
+        return rules[-1].names("factored")
+    return even_if_small and not (type_name in _ATEN_TYPES and _has_avx512())
+
+
+def _try(weight: PackedTensor) -> str | None:
+    """Run every program of a type, on few rows of a weight; what is wrong, or None."""
+    generator = torch.Generator().manual_seed(0)
+    part = weight.rows(0, min(weight.shape[0], 64))
+    x = torch.randn(_ROW_TILE, weight.shape[1], generator=generator)
+    wanted = x @ part.dequantize().T
+    try:
+        for rows in (1, _ROW_TILE):
+            got = quant_matmul(x[:rows], part)
+            if not torch.allclose(got, wanted[:rows], rtol=1e-3, atol=1e-3 * wanted.std().item()):
+                return "compiled code does not agree with the reference on this machine"
+    except RuntimeError as error:  # the base of Dynamo's, Inductor's and the compiler's errors
+        return f"compiling failed: {str(error).strip().partition(chr(10))[0]}"
+    return None
+
+
+def permuted(x: Tensor, type_name: str) -> Tensor:
+    """Inputs float32 [M, K] in the order of the words, [M, C, S, L]; zeros after the last one."""
+    run, lanes = TYPES[type_name].run, _lanes()
+    if missing := -x.shape[1] % (run * lanes):
+        x = pad(x, (0, missing))
+    return x.unflatten(1, (-1, lanes, run)).transpose(2, 3).contiguous()
+
+
+def decode_rows(weight: PackedTensor, start: int, stop: int, out: Tensor) -> Tensor:
+    """Write rows of a weight, in the order of ``permuted``, to ``out`` [.., C S L]; its top rows.
+
+    Args:
+        out: float32 or bfloat16, contiguous, of at least ``stop - start`` rows.
+    """
+    form, fields = TYPES[weight.type_name], _fields(weight)
+    part = {name: compiled.dynamic(field[start:stop], 0, 1) for name, field in fields.items()}
+    rows = out[: stop - start]
+    shape = (*part["words"].shape[:3], form.fields, _lanes())
+    _decode(form)(part, compiled.dynamic(rows.view(shape), 0, 1))
+    return rows
+
+
+@functools.cache
+def _lanes() -> int:
+    """Float32 values of a vector register."""
+    return 16 if _has_avx512() else 8
+
+
+@functools.cache
+def _powers(form: _Form) -> Tensor:
+    """What x is multiplied by so that fields need no shift: [F, 1]; the last one is shifted."""
+    exponents = [-form.bits * p for p in range(form.fields - 1)] + [0]
+    return torch.tensor([2.0**e for e in exponents])[:, None]
+
+
+def _fields(weight: PackedTensor) -> dict[str, Tensor]:
+    """words int32 [N, C, J, L], scale float32 [N, C, L] and, where there are any, least."""
+    found = _packed.get(weight)
+    if found is None:
+        starts = range(0, weight.shape[0], _ROWS_AT_ONCE)
+        parts = [_pack(weight.rows(s, min(s + _ROWS_AT_ONCE, weight.shape[0]))) for s in starts]
+        found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        found = {name: compiled.dynamic(field, 0, 1) for name, field in found.items()}
+        _packed[weight] = found
+    return found
+
+
+def _pack(weight: PackedTensor) -> dict[str, Tensor]:
+    form, (rows, inputs) = TYPES[weight.type_name], weight.shape
+    split = unpacked.split(weight)
+    missing = -inputs % (form.run * _lanes())
+    q = split.pop("q").int() + form.offset
+    assert q.min() >= 0 and q.max() < 1 << form.bits, f"{weight.type_name} has other quants"
+    words = pad(q.reshape(rows, inputs), (0, missing)).view(rows, -1, _lanes(), form.run)
+    words = words.transpose(2, 3).unflatten(2, (-1, form.fields)) << _shifts(form)[:, None]
+    # Fields do not overlap, so that adding them up is putting them side by side.
+    result = {"words": words.sum(3, dtype=torch.int32).contiguous()}
+    for name, value in split.items():
+        value = value.reshape(rows, inputs // form.run)
+        result[name] = pad(value, (0, missing // form.run)).view(rows, -1, _lanes()).contiguous()
+    return result
+
+
+def _shifts(form: _Form) -> Tensor:
+    return torch.arange(0, 32, form.bits, dtype=torch.int32)
+
+
+def _field(words: Tensor, form: _Form, index: int) -> Tensor:
+    """Field ``index`` of words as float32, times 2^(bits index) but for the last one."""
+    mask, shift = (1 << form.bits) - 1, form.bits * index
+    if index == form.fields - 1:  # a mask would leave it negative
+        return (words >> shift & mask).float()
+    return (words & mask << shift).float()
+
+
+@functools.cache
+def _product(form: _Form, rows: int) -> Callable:
+    def product(fields: dict[str, Tensor], x_RCJFL: Tensor, sums_RCJL: Tensor) -> Tensor:
+        """[R, N]; the fields of a word are unrolled, so that all of it is one loop over words."""
+        quants = [_field(fields["words"], form, index) for index in range(form.fields)]
+        scale = fields["scale"][:, :, None]
+        lanes = []
+        for r in range(rows):
+            total = quants[0] * x_RCJFL[r, :, :, 0]
+            for index in range(1, form.fields):
+                total = total + quants[index] * x_RCJFL[r, :, :, index]
+            if form.offset:
+                total = total - form.offset * sums_RCJL[r]
+            total = total * scale
+            if "least" in fields:
+                total = total - fields["least"][:, :, None] * sums_RCJL[r]
+            lanes.append(total.sum((1, 2)))
+        return torch.stack(lanes).sum(-1)
+
+    return _compile(product, f"factored_{form.bits}_{form.run}_{form.offset}_{rows}")
+
+
+@functools.cache
+def _decode(form: _Form) -> Callable:
+    def write(fields: dict[str, Tensor], out_nCJFL: Tensor) -> None:
+        scale = fields["scale"][:, :, None]
+        for index in range(form.fields):
+            q = _field(fields["words"], form, index)
+            if 0 < index < form.fields - 1:
+                q = q * 2.0 ** (-form.bits * index)
+            w = (q - form.offset if form.offset else q) * scale
+            if "least" in fields:
+                w = w - fields["least"][:, :, None]
+            out_nCJFL[:, :, :, index].copy_(w)
+
+    return _compile(write, f"factored_decode_{form.bits}_{form.run}_{form.offset}")
+
+
+def _compile(function: Callable, name: str) -> Callable:
+    """One loop per function, whatever its length, with multiplications fused into additions."""
+    limits = ("opcount", "reads", "acc_reads")
+    options = {f"realize_{limit}_threshold": 1 << 20 for limit in limits}
+    options["cpp.enable_floating_point_contract_flag"] = "fast"
+    return compiled.compile_lanes(function, name, options)
