@@ -20,7 +20,7 @@ from torch import Tensor
 
 from oxillama_torch.kernels import registry
 from oxillama_torch.kernels.formats.base import PackedTensor
-from oxillama_torch.kernels.quant_matmul import compiled, factored
+from oxillama_torch.kernels.quant_matmul import compiled, cpu, factored
 from oxillama_torch.kernels.quant_matmul.lanes import LANES
 from oxillama_torch.kernels.quant_matmul.unpacked import FORMS, name_of
 from oxillama_torch.kernels.registry import Call, register
@@ -30,7 +30,7 @@ __all__ = ["prepare"]
 # Below, the packed kernels cost less than decoding. The GPU's figure is from published work on
 # other kernels (Machete, vLLM's dequantize path), not measured with these.
 MIN_ROWS = {"cuda": 1024, "cpu": 32}
-# int4pack reads these types as they are and keeps ahead for longer.
+# Where int4pack serves these types, it keeps ahead for longer.
 _CPU_MIN_ROWS_OF_4_BITS = 64
 _CPU_CHUNK_ROWS = 512
 _CUDA_CHUNK_BYTES = 1 << 28
@@ -48,7 +48,7 @@ def _cannot(call: Call) -> str | None:
 
 def _not_by_default(call: Call) -> str | None:
     least = MIN_ROWS[call.device]
-    if call.device == "cpu" and call.type in ("Q4_0", "Q4_1", "Q4_K"):
+    if call.device == "cpu" and call.type in cpu.TYPES and not factored.serves(call.type):
         least = _CPU_MIN_ROWS_OF_4_BITS
     if call.m < least:
         return f"pays from {least} rows on"

@@ -237,7 +237,12 @@ def _powers(form: _Form) -> Tensor:
 
 
 def _fields(weight: PackedTensor) -> dict[str, Tensor]:
-    """words int32 [N, C, J, L], scale float32 [N, C, L] and, where there are any, least."""
+    """words [N, C, J, L], scale float32 [N, C, L] and, where there are any, least.
+
+    Words are held as float32 of the same bits: that is how compiled code loads whole vectors. Those
+    of int32 it copies to the stack in halves first, which takes longer than the product (torch
+    2.13, AVX2).
+    """
     found = _packed.get(weight)
     if found is None:
         starts = range(0, weight.shape[0], _ROWS_AT_ONCE)
@@ -252,24 +257,21 @@ def _pack(weight: PackedTensor) -> dict[str, Tensor]:
     form, (rows, inputs) = TYPES[weight.type_name], weight.shape
     split = unpacked.split(weight)
     missing = -inputs % (form.run * _lanes())
-    q = split.pop("q").int() + form.offset
-    assert q.min() >= 0 and q.max() < 1 << form.bits, f"{weight.type_name} has other quants"
-    words = pad(q.reshape(rows, inputs), (0, missing)).view(rows, -1, _lanes(), form.run)
-    words = words.transpose(2, 3).unflatten(2, (-1, form.fields)) << _shifts(form)[:, None]
-    # Fields do not overlap, so that adding them up is putting them side by side.
-    result = {"words": words.sum(3, dtype=torch.int32).contiguous()}
+    q = split.pop("q").reshape(rows, inputs).view(torch.uint8) + form.offset  # modulo 256
+    assert q.max().item() < 1 << form.bits, f"{weight.type_name} has other quants"
+    q = pad(q, (0, missing))
+    if form.bits == 4:
+        q = q[:, 0::2] | q[:, 1::2] << 4
+    words = q.view(torch.float32).view(rows, -1, _lanes(), form.run // form.fields)
+    result = {"words": words.transpose(2, 3).contiguous()}
     for name, value in split.items():
         value = value.reshape(rows, inputs // form.run)
         result[name] = pad(value, (0, missing // form.run)).view(rows, -1, _lanes()).contiguous()
     return result
 
 
-def _shifts(form: _Form) -> Tensor:
-    return torch.arange(0, 32, form.bits, dtype=torch.int32)
-
-
 def _field(words: Tensor, form: _Form, index: int) -> Tensor:
-    """Field ``index`` of words as float32, times 2^(bits index) but for the last one."""
+    """Field ``index`` of words int32 as float32, times 2^(bits index) but for the last one."""
     mask, shift = (1 << form.bits) - 1, form.bits * index
     if index == form.fields - 1:  # a mask would leave it negative
         return (words >> shift & mask).float()
@@ -280,7 +282,8 @@ def _field(words: Tensor, form: _Form, index: int) -> Tensor:
 def _product(form: _Form, rows: int) -> Callable:
     def product(fields: dict[str, Tensor], x_RCJFL: Tensor, sums_RCJL: Tensor) -> Tensor:
         """[R, N]; the fields of a word are unrolled, so that all of it is one loop over words."""
-        quants = [_field(fields["words"], form, index) for index in range(form.fields)]
+        words = fields["words"].view(torch.int32)
+        quants = [_field(words, form, index) for index in range(form.fields)]
         scale = fields["scale"][:, :, None]
         lanes = []
         for r in range(rows):
@@ -301,9 +304,9 @@ def _product(form: _Form, rows: int) -> Callable:
 @functools.cache
 def _decode(form: _Form) -> Callable:
     def write(fields: dict[str, Tensor], out_nCJFL: Tensor) -> None:
-        scale = fields["scale"][:, :, None]
+        words, scale = fields["words"].view(torch.int32), fields["scale"][:, :, None]
         for index in range(form.fields):
-            q = _field(fields["words"], form, index)
+            q = _field(words, form, index)
             if 0 < index < form.fields - 1:
                 q = q * 2.0 ** (-form.bits * index)
             w = (q - form.offset if form.offset else q) * scale
