@@ -1,4 +1,4 @@
-"""Guesses for a step: who gets how many, in which pages, and what became of them. No torch here."""
+"""Guesses for a step: who gets how many, in which pages, and what became of them."""
 
 from __future__ import annotations
 
