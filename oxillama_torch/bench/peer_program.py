@@ -84,7 +84,10 @@ class OxiLLaMa:
         if len(self._engine.tokenize(prompt)) != options.prompt_tokens:
             raise SystemExit("a letter is not a token of this model: use a synthetic one")
         before = self._answer(prompt, 1)
-        return rates(options, before, self._answer(prompt, 1 + options.new_tokens) - before)
+        decode = self._answer(prompt, 1 + options.new_tokens) - before
+        if decode <= 0:
+            raise SystemExit("the longer answer took less time: the machine is too busy to tell")
+        return rates(options, before, decode)
 
     def _answer(self, prompt: str, tokens: int) -> float:
         """Seconds."""
