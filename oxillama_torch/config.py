@@ -15,7 +15,7 @@ Numerics = Literal["auto", "invariant", "fast"]
 
 _COUNTS = (
     *("max_batch_size", "max_batch_tokens", "max_context", "page_size", "kv_pages"),
-    *("graph_batch_size", "draft_tokens"),
+    *("graph_batch_size", "draft_tokens", "swap_memory_bytes"),
 )
 
 
@@ -50,6 +50,10 @@ class EngineConfig:
         page_size: tokens per KV page.
         kv_pages: number of KV pages; None: from ``kv_memory_bytes``.
         kv_memory_bytes: memory for KV pages; None: chosen from what is free.
+        preemption: what becomes of the pages of a request that makes room for another: it computes
+            them again (``recompute``), or they wait in host memory (``swap``).
+        swap_memory_bytes: host memory for them; where it is full, requests compute again. None: as
+            much as the KV pages take, at most 4 GiB.
         prefix_cache: keep and reuse KV pages of finished requests.
         inbox_size: requests that may wait to be admitted; beyond it CapacityError.
         adapter_memory_bytes: for adapters on the device; beyond it those used longest ago are read
@@ -80,6 +84,8 @@ class EngineConfig:
     page_size: int = 32
     kv_pages: int | None = None
     kv_memory_bytes: int | None = None
+    preemption: str = "recompute"
+    swap_memory_bytes: int | None = None
     prefix_cache: bool = True
     inbox_size: int = 256
     adapter_memory_bytes: int | None = None
@@ -95,6 +101,7 @@ class EngineConfig:
         _choice("numerics", self.numerics, ("auto", "invariant", "fast"))
         _choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         _choice("kv_dtype", self.kv_dtype, ("auto", "f32", "f16", "bf16", "fp8", "q8_0", "q4_0"))
+        _choice("preemption", self.preemption, ("recompute", "swap"))
         if self.device not in ("auto", "cpu", "cuda") and not self.device.startswith("cuda:"):
             raise UnsupportedError(f"device {self.device!r}", ("auto", "cpu", "cuda", "cuda:N"))
         _choice("graphs", self.graphs, ("auto", "on", "off"))

@@ -40,6 +40,9 @@ _COUNTERS = {
     "accepted_tokens": ("oxillama_accepted_tokens", "Guesses that were right."),
     "speculated_items": ("oxillama_speculated_items", "Checks of a request's guesses."),
     "proposer_failures": ("oxillama_proposer_failures", "Steps whose guessing failed."),
+    "swapped_out": ("oxillama_swapped_out", "Requests whose pages went to host memory."),
+    "swapped_in": ("oxillama_swapped_in", "Requests whose pages came back from there."),
+    "swap_refused": ("oxillama_swap_refused", "Requests computed again: host memory was full."),
     "steps": ("oxillama_steps", "Steps computed."),
     "step_seconds": ("oxillama_step_seconds", "Time spent in steps."),
     "step_failures": ("oxillama_step_failures", "Steps whose batch had to be taken apart."),
@@ -55,6 +58,8 @@ _GAUGES = {
     "pages_cached": ("oxillama_kv_pages_cached", "Free KV pages that hold a known prefix."),
     "graphs": ("oxillama_graphs", "CUDA graphs at hand."),
     "graph_bytes": ("oxillama_graph_bytes", "Memory of CUDA graphs and of what they work on."),
+    "swap_pages": ("oxillama_swap_pages", "Pages that host memory has room for."),
+    "swap_pages_used": ("oxillama_swap_pages_used", "Pages that wait in host memory."),
     "alive": ("oxillama_engine_alive", "1 while the engine serves."),
 }
 # llama-server's names, of the sum over all models.

@@ -22,6 +22,7 @@ __all__ = [
     "KernelsOption",
     "ModelOption",
     "NumericsOption",
+    "PreemptionOption",
     "SpeculationOption",
     "ThreadsOption",
     "TunedOption",
@@ -58,6 +59,13 @@ KernelPathOption = Annotated[
 ]
 TunedOption = Annotated[
     Path | None, typer.Option(help="Table of tile sizes, from oxillama kernels tune.")
+]
+PreemptionOption = Annotated[
+    str | None,
+    typer.Option(
+        help="A request that makes room for another loses its pages (recompute) "
+        "or has them kept in host memory (swap)."
+    ),
 ]
 ContextOption = Annotated[
     int | None, typer.Option("--ctx-size", "-c", help="Most tokens of prompt and answer together.")

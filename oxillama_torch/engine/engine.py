@@ -21,6 +21,7 @@ from oxillama_torch.engine.batch import BatchBuilder
 from oxillama_torch.engine.graphs import GraphDevice
 from oxillama_torch.engine.model_runner import ItemResult, Model, ModelRunner
 from oxillama_torch.engine.outbox import Delivery
+from oxillama_torch.engine.page_memory import allocate_pages
 from oxillama_torch.engine.pooling import finish_pooling, pool_rows
 from oxillama_torch.engine.request import (
     ErrorEvent,
@@ -39,9 +40,7 @@ from oxillama_torch.engine.stats import Counters
 from oxillama_torch.engine.steps import Steps
 from oxillama_torch.engine.validate import check_request
 from oxillama_torch.errors import OxiLlamaError, RequestError, UnsupportedError
-from oxillama_torch.kernels import kv_formats, registry
-from oxillama_torch.kvcache.holdings import PageManager
-from oxillama_torch.kvcache.pool import KVPool, page_bytes, plan_pages
+from oxillama_torch.kernels import registry
 from oxillama_torch.lora.registry import AdapterRegistry, LoadedAdapter
 from oxillama_torch.models.decoder import Decoder
 from oxillama_torch.models.memory import graph_bytes
@@ -100,7 +99,7 @@ class Engine:
         draft: Decoder | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._config, self._eos_ids, self._clock = config, eos_ids, clock
+        self._eos_ids, self._clock = eos_ids, clock
         self.model, self.fingerprint, self.adapters = model, fingerprint, adapters
         self.vocab_size = model.config.vocab_size
         self._constraints, self._words = constraints, words
@@ -108,47 +107,42 @@ class Engine:
         context = min(
             config.max_context or model.config.context_length, model.config.context_length
         )
-        shapes, device, size = model.kv_shapes(), model.device, config.page_size
-        format = kv_formats.find(config.kv_dtype, model.dtype)
+        size = config.page_size
         lines = min(config.graph_batch_size or batch_size, batch_size, config.max_batch_tokens)
         reserved = 0 if graphs is None or config.kv_pages else graph_bytes(model.config, lines)
-        num_pages = plan_pages(
+        memory = allocate_pages(
+            model,
             config,
-            page_bytes(shapes + (draft.kv_shapes() if draft is not None else []), size, format),
-            device,
+            draft=draft,
             useful_tokens=batch_size * -(-context // size) * size,
             reserved_bytes=reserved,
+            identity=fingerprint,
         )
-        pages = PageManager(num_pages, size, model=fingerprint, prefix_cache=config.prefix_cache)
         self._scheduler = Scheduler(
-            pages,
+            memory.pages,
             max_batch_size=batch_size,
             max_batch_tokens=config.max_batch_tokens,
             max_context=context,
+            swapping=memory.swapping,
         )
         self.max_context = self._scheduler.max_context
-        pool = KVPool(shapes, num_pages=num_pages, page_size=size, format=format, device=device)
         builder = BatchBuilder(
             slots=self._scheduler.max_running,
-            max_pages=pages.pages_for(self.max_context),
+            max_pages=memory.pages.pages_for(self.max_context),
             page_size=size,
-            device=device,
+            device=model.device,
             layers=adapters.targets.numbers if adapters is not None else {},
         )
         self._counters = Counters()
-        self._runner = ModelRunner(model, pool, builder, banned_ids)
+        self._runner = ModelRunner(model, memory.pool, builder, banned_ids, memory.host)
         self._lines = None
         if graphs is not None:
-            self._lines = line_runner(model, pool, builder, banned_ids, graphs, lines=lines)
-        self._steps = Steps(
-            self._scheduler,
-            self._runner,
-            self._lines,
-            self._counters,
-            speculator(
-                config, pages, format, self._counters, vocab_size=self.vocab_size, draft=draft
-            ),
+            self._lines = line_runner(model, memory.pool, builder, banned_ids, graphs, lines=lines)
+        pages, format = memory.pages, memory.format
+        guessing = speculator(
+            config, pages, format, self._counters, vocab_size=self.vocab_size, draft=draft
         )
+        self._steps = Steps(self._scheduler, self._runner, self._lines, self._counters, guessing)
         self._rules = registry.active_rules()
         self._order = itertools.count()
         self._handles: dict[str, tuple[RequestState, RequestHandle]] = {}
@@ -321,19 +315,10 @@ class Engine:
 
     def stats(self) -> dict[str, int | float]:
         """Counters and gauges; any thread may ask, figures may be one step apart."""
-        pages = self._scheduler.pages.allocator
         lines = LineFigures() if self._lines is None else self._lines.figures()
         return {
-            "running": len(self._scheduler.running),
-            "waiting": self.waiting,
-            "pages": pages.num_pages,
-            "pages_used": pages.used,
-            "pages_cached": pages.cached,
-            "pages_free": pages.free,
-            "page_size": self._config.page_size,
+            **self._scheduler.stats(),
             "max_context": self.max_context,
-            "prefix_hit_tokens": self._scheduler.prefix_hit_tokens,
-            "preemptions": self._scheduler.preemptions,
             "sampled_by_op": self._runner.sampled_by["op"] + lines.sampled,
             "sampled_by_chain": self._runner.sampled_by["chain"] + lines.chained,
             "graphs": lines.graphs,

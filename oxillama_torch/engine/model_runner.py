@@ -16,6 +16,7 @@ from oxillama_torch.engine.device_sampling import is_served, sample_on_device, w
 from oxillama_torch.engine.speculation.walk import Walk, walk_along
 from oxillama_torch.engine.state import RequestState, ScheduledBatch, ScheduledItem
 from oxillama_torch.errors import EngineError, OxiLlamaError
+from oxillama_torch.kvcache.host_pages import HostPages
 from oxillama_torch.kvcache.pool import KVPool
 from oxillama_torch.layers.attention import ForwardBatch
 from oxillama_torch.layers.lora import AdapterBatch
@@ -70,6 +71,7 @@ class ModelRunner:
         pool: keys and values.
         builder: makes the step's tensors.
         banned_ids: tokens that are never chosen.
+        host: where pages of preempted requests go; None: nowhere.
 
     Attributes:
         sampled_by: tokens chosen by the ``sample`` op and by the chain.
@@ -81,8 +83,9 @@ class ModelRunner:
         pool: KVPool,
         builder: BatchBuilder,
         banned_ids: frozenset[int] = frozenset(),
+        host: HostPages | None = None,
     ) -> None:
-        self._model, self._pool, self._builder = model, pool, builder
+        self._model, self._pool, self._builder, self._host = model, pool, builder, host
         self._masks = MaskFiller(model.config.vocab_size, model.device)
         self._banned = torch.tensor(sorted(banned_ids), device=model.device) if banned_ids else None
         self.sampled_by = {"op": 0, "chain": 0}
@@ -113,6 +116,13 @@ class ModelRunner:
             self._score(item, rows[offset : offset + count], results[item.state])
             offset += count
         return results
+
+    def swap(self, batch: ScheduledBatch) -> None:
+        """Copy pages as a step wants them, once and before it is run."""
+        for copy in batch.swap_out:
+            self._host.save(copy)
+        for copy in batch.swap_in:
+            self._host.restore(copy)
 
     def clear(self, pages: list[int]) -> None:
         """Zero pages whose content may be NaN."""

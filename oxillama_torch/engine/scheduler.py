@@ -12,8 +12,9 @@ One token budget covers a step. In order:
 
 A request gets the pages for everything it knows when it is admitted; only decoding takes more. When
 there are none, the latest of the running requests (lowest priority first) is preempted: its pages
-are freed, its tokens kept, and it computes prompt and output again once it is back. No request may
-need more pages than exist (``Scheduler.max_context``), so the first in line always gets on.
+are freed, its tokens kept, and it computes prompt and output again once it is back, or finds what
+it had computed in host memory (``swapping``). No request may need more pages than exist
+(``Scheduler.max_context``), so the first in line always gets on.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from collections.abc import Mapping, Sequence
 
 from oxillama_torch.engine.request import FinishReason
 from oxillama_torch.engine.state import RequestState, ScheduledBatch, ScheduledItem
+from oxillama_torch.engine.swapping import Swapping
 from oxillama_torch.kvcache.holdings import PageManager
 
 __all__ = ["Scheduler"]
@@ -40,6 +42,7 @@ class Scheduler:
         max_batch_size: most requests running at once.
         max_batch_tokens: token budget of one step.
         max_context: most tokens of one request; cut to what all pages together hold.
+        swapping: keeps what preempted requests have computed; None: it is computed again.
 
     Attributes:
         waiting, running: requests in order of (priority, arrival).
@@ -53,8 +56,9 @@ class Scheduler:
         max_batch_size: int,
         max_batch_tokens: int,
         max_context: int,
+        swapping: Swapping | None = None,
     ) -> None:
-        self.pages = pages
+        self.pages, self.swapping = pages, swapping
         self.max_batch_tokens = max_batch_tokens
         self.max_running = min(max_batch_size, max_batch_tokens)
         self.max_context = min(max_context, pages.allocator.num_pages * pages.page_size)
@@ -77,6 +81,8 @@ class Scheduler:
         """Drop a request wherever it stands; its pages are free at once."""
         if state.slot is None:
             self.waiting.remove(state)
+            if self.swapping is not None:
+                self.swapping.drop(state)
         else:
             self._leave(state)
             self.pages.give_back(state.held)
@@ -89,9 +95,27 @@ class Scheduler:
         self._leave(state)
         return self.pages.discard(state.held)
 
+    def stats(self) -> dict[str, int]:
+        """Counters and gauges for ``Engine.stats``."""
+        pages = self.pages.allocator
+        return {
+            "running": len(self.running),
+            "waiting": len(self.waiting),
+            "pages": pages.num_pages,
+            "pages_used": pages.used,
+            "pages_cached": pages.cached,
+            "pages_free": pages.free,
+            "page_size": self.pages.page_size,
+            "prefix_hit_tokens": self.prefix_hit_tokens,
+            "preemptions": self.preemptions,
+            **(self.swapping.stats() if self.swapping is not None else {}),
+        }
+
     def forget_prefixes(self) -> None:
         """Empty the prefix cache: from now on, keys and values are computed differently."""
         self.pages.forget(state.held for state in self.running)
+        if self.swapping is not None:
+            self.swapping.forget(self.waiting)
 
     def schedule(self) -> ScheduledBatch:
         """Decide one step. The caller computes it and hands it to ``postprocess``."""
@@ -107,7 +131,8 @@ class Scheduler:
         while budget and not preempted and (state := self._admit()) is not None:
             items.append(ScheduledItem(state, state.computed, min(state.pending, budget)))
             budget -= items[-1].count
-        return ScheduledBatch(tuple(items), (*displaced, *preempted))
+        copies = self.swapping.copies() if self.swapping is not None else ((), ())
+        return ScheduledBatch(tuple(items), (*displaced, *preempted), *copies)
 
     def schedule_after(self, flight: ScheduledBatch) -> ScheduledBatch | None:
         """Decide the step after one whose tokens are not known yet: all of them decode on.
@@ -211,9 +236,10 @@ class Scheduler:
         situation = self._situation(state)
         if self._refused == situation:
             return None  # no page was given back and nobody has left since it was last refused
+        own = state.swapped is not None and not state.swapped.shared
         taken = self.pages.take(
             state.token_ids,
-            reuse_limit=state.reuse_limit,
+            reuse_limit=0 if own else state.reuse_limit,
             # Room to grow into for those that run, or they would soon preempt the newcomer.
             headroom=len(self.running),
             adapters=state.adapter_key,
@@ -228,11 +254,15 @@ class Scheduler:
         if state.cached_tokens is None:
             state.cached_tokens = state.computed
             self.prefix_hit_tokens += state.computed
+        if state.swapped is not None:
+            self.swapping.restore(state)
         bisect.insort(self.running, state, key=_sort_key)
         return state
 
     def _preempt(self, state: RequestState) -> None:
         self._leave(state)
+        if self.swapping is not None:
+            self.swapping.save(state)
         self.pages.give_back(state.held)
         state.computed = 0
         self.preemptions += 1

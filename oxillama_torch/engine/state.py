@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from oxillama_torch.engine.request import Capture, GenerationRequest
 from oxillama_torch.engine.speculation.pace import Guessing
 from oxillama_torch.kvcache.holdings import HeldPages
+from oxillama_torch.kvcache.swap import PageCopy, SwappedPages
 from oxillama_torch.lora.registry import LoadedAdapter
 from oxillama_torch.sampling.constraint_matcher import Matcher
 from oxillama_torch.sampling.params import TokenLogprobs
@@ -32,6 +33,7 @@ class RequestState:
     Attributes:
         token_ids: prompt and generated tokens.
         computed: leading tokens whose keys and values lie in ``held`` pages.
+        swapped: what it has in host memory while it is preempted, if anything.
         slot: line in the batch builder's page table while running, else None.
         scored: prompt positions whose outputs have been collected already.
         score_end: prompt positions below this one have outputs that were asked for.
@@ -59,6 +61,7 @@ class RequestState:
         "slot",
         "sort_key",
         "stop_at",
+        "swapped",
         "token_ids",
     )
 
@@ -83,6 +86,7 @@ class RequestState:
         self.sort_key = (request.priority, request.arrival, order)
         self.held = HeldPages()
         self.computed = 0
+        self.swapped: SwappedPages | None = None
         self.slot: int | None = None
         # Of an embedding's last token alone, the rest of the prompt may come from the prefix cache.
         self.scored = self.prompt_tokens - 1 if request.pooling == "last" else 0
@@ -209,10 +213,18 @@ class ScheduledItem:
 
 @dataclass(frozen=True, slots=True)
 class ScheduledBatch:
-    """One step's work."""
+    """One step's work.
+
+    Args:
+        items: what is computed.
+        preempted: requests that have lost their pages.
+        swap_out, swap_in: pages to copy before anything is computed, in this order.
+    """
 
     items: tuple[ScheduledItem, ...] = ()
     preempted: tuple[RequestState, ...] = field(default=())
+    swap_out: tuple[PageCopy, ...] = ()
+    swap_in: tuple[PageCopy, ...] = ()
 
     @property
     def tokens(self) -> int:

@@ -62,6 +62,7 @@ class Steps:
         flight, self._flight = self._flight, None
         if flight is None:
             batch = self._scheduler.schedule()
+            self._runner.swap(batch)
             if self.speculator is not None:
                 batch = self.speculator.add_guesses(batch)
             if self._lines is not None and self._lines.serves(batch):
