@@ -11,6 +11,7 @@ import pytest
 import torch
 from engine_driver import Driver, request_for, tokens_of
 from hypothesis import given, settings
+from recorded_calls import RecordedCalls
 from scripted_model import NAN_ID, ScriptedModel, continuation
 from tiny_adapters import save_adapter
 from tiny_models import write_tiny
@@ -24,9 +25,10 @@ VOCABULARY = 61
 PAGE_BYTES = 16 * 2 * 4  # of the scripted model
 
 
-def driver(**config) -> Driver:
+def driver(*, graphs=False, **config) -> Driver:
     base = {"page_size": 16, "kv_pages": 8, "preemption": "swap"}
-    return Driver(Engine(ScriptedModel(), EngineConfig(**{**base, **config})))
+    device = RecordedCalls() if graphs else None
+    return Driver(Engine(ScriptedModel(), EngineConfig(**{**base, **config}), graphs=device))
 
 
 def prompt_of(length, start=5) -> list[int]:
@@ -63,14 +65,16 @@ REQUESTS = st.lists(
     host_pages=st.sampled_from([1, 3, 8, 40]),
     budget=st.sampled_from([4, 17, 512]),
     prefix_cache=st.booleans(),
+    graphs=st.booleans(),
     requests=REQUESTS,
     cancel_every=st.integers(2, 9),
     forget_every=st.integers(3, 30),
 )
 def test_any_schedule_gives_each_request_its_own_tokens(
-    kv_pages, host_pages, budget, prefix_cache, requests, cancel_every, forget_every
+    kv_pages, host_pages, budget, prefix_cache, graphs, requests, cancel_every, forget_every
 ):
     run = driver(
+        graphs=graphs,
         kv_pages=kv_pages,
         swap_memory_bytes=host_pages * PAGE_BYTES,
         max_batch_tokens=budget,
