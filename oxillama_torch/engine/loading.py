@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -153,11 +153,17 @@ def weights_of(model: torch.nn.Module) -> list[PackedTensor]:
     return [module.weight for module in model.modules() if isinstance(module, QuantLinear)]
 
 
-def prepare_kernels(model: Decoder) -> None:
-    """Do now what the kernels in force would else do at their first use; it can take a minute."""
-    weights = weights_of(model)
+def prepare_kernels(model: Decoder, weights: Sequence[PackedTensor] | None = None) -> None:
+    """Do now what the kernels in force would else do at their first use; it can take a minute.
+
+    Args:
+        model: whose products they compute.
+        weights: those to make ready, of the model or to become so; None: all of the model's.
+    """
+    everything = weights_of(model)
+    weights = everything if weights is None else weights
     # Whether compiling pays is a matter of the whole model, not of what is left for it.
-    large = sum(w.shape[0] * w.shape[1] for w in weights) >= compiled.MIN_WEIGHTS
+    large = sum(w.shape[0] * w.shape[1] for w in everything) >= compiled.MIN_WEIGHTS
     if model.numerics == "fast":
         factored.prepare(weights, even_if_small=large)
     chosen = {

@@ -1,8 +1,9 @@
 """Merging adapters into the weights of a running engine, between two steps.
 
-Merged tensors are computed in the caller's thread while the engine goes on; the batching thread
-only exchanges them and empties the prefix cache, whose keys and values belong to other weights.
-Requests that are running go on with the new weights from their next token.
+Merged tensors are computed in the caller's thread while the engine goes on, and what kernels want
+to do with them once is done there too; the batching thread only exchanges them and empties the
+prefix cache, whose keys and values belong to other weights. Requests that are running go on with
+the new weights from their next token.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 from oxillama_torch.engine.engine import Engine
+from oxillama_torch.engine.loading import prepare_kernels, weights_of
 from oxillama_torch.engine.thread import EngineThread
 from oxillama_torch.errors import RequestError
 from oxillama_torch.lora.merge import MERGE_DTYPES, Merge, Merger, MergeReport
@@ -135,6 +137,10 @@ class AdapterMerging:
 
     def _apply(self, merges: Mapping[str, Merge]) -> MergeReport:
         parts, report = self._merger.prepare(list(merges.values()))
+        # Now, in this thread: kernels made ready at their first use would hold everybody up.
+        model = self._engine.adapters.targets.decoder
+        known = set(weights_of(model))
+        prepare_kernels(model, [w for w in self._merger.weights(parts) if w not in known])
 
         def swap(engine: Engine) -> None:
             self._merger.swap(parts)

@@ -101,6 +101,19 @@ class Merger:
         )
         return parts, report
 
+    @staticmethod
+    def weights(parts: Parts) -> list[PackedTensor]:
+        """The matrices among prepared parts that a model with them multiplies with."""
+        linears = [
+            linear for (_, name), value in parts.items() if name == "linears" for linear in value
+        ]
+        alone = [
+            value
+            for (module, name), value in parts.items()
+            if name == "weight" and isinstance(module, QuantLinear)
+        ]
+        return [*alone, *(linear.weight for linear in linears)]
+
     def swap(self, parts: Parts) -> None:
         """Put prepared parts in place; original ones come back as the objects they were."""
         for (module, name), value in parts.items():

@@ -1,0 +1,107 @@
+"""Adapters come and are merged while requests run on: what takes long is done in other threads.
+
+Oracle: where it is done. Reading waits until a running request has got more tokens, so that it
+could not end if that request waited for it; of compiling, torch says in which thread it began.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from tiny_adapters import save_adapter
+from tiny_models import write_tiny
+
+from oxillama_torch import LLM, SamplingParams
+from oxillama_torch.engine.request import GenerationRequest, TokenEvent
+from oxillama_torch.kernels import registry
+from oxillama_torch.lora import registry as adapter_registry
+from oxillama_torch.lora.merge import Merger
+
+TOKENS = 300
+WAIT_S = 120
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unstalled")
+    save_adapter(write_tiny("llama", folder / "tiny.gguf", type_name="Q6_K"), folder / "a", seed=1)
+    return folder
+
+
+class Running:
+    """A request that decodes; counts its tokens."""
+
+    def __init__(self, llm: LLM) -> None:
+        params = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
+        self.tokens, self._more = 0, threading.Condition()
+        request = GenerationRequest(prompt_token_ids=(5, 6, 7), params=params)
+        self.handle = llm.engine.submit(request, self._take)
+        self.wait_for(1)
+
+    def _take(self, request_id, event) -> None:
+        with self._more:
+            self.tokens += isinstance(event, TokenEvent)
+            self._more.notify_all()
+
+    def wait_for(self, count: int) -> None:
+        """Until so many more tokens have come."""
+        with self._more:
+            wanted = self.tokens + count
+            assert self._more.wait_for(lambda: self.tokens >= wanted, WAIT_S), "it stands still"
+
+
+def slowed(running: Running, function):
+    """The function, which meanwhile waits for five tokens of the running request."""
+
+    def slow(*args, **options):
+        running.wait_for(5)
+        return function(*args, **options)
+
+    return slow
+
+
+def test_a_request_runs_on_while_adapters_are_read_and_merged(folder, monkeypatch):
+    with LLM(folder / "tiny.gguf", device="cpu", kv_pages=32) as llm:
+        running = Running(llm)
+        for module, name in (
+            (adapter_registry, "read_adapter"),
+            (adapter_registry, "factor_table"),
+            (Merger, "prepare"),
+        ):
+            monkeypatch.setattr(module, name, slowed(running, getattr(module, name)))
+        llm.load_adapter("a", folder / "a")
+        llm.merge_adapter("a")
+        llm.unmerge_adapter("a")
+        assert running.tokens < TOKENS, "it ran all the time"
+        running.handle.cancel()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["same", "f16"])
+def test_nothing_is_compiled_in_the_batching_thread(folder, dtype):
+    """Merging takes products apart: they have other shapes then, and other types."""
+    before, began = registry.active_rules(), []
+
+    def note(*_) -> None:
+        began.append(threading.current_thread().name)
+
+    handler = torch._dynamo.callback.callback_handler
+    handler.register_start_callback(note)
+    try:
+        rules = "quant_matmul=compiled"
+        with LLM(folder / "tiny.gguf", device="cpu", kv_pages=32, kernels=rules) as llm:
+            running = Running(llm)
+            llm.load_adapter("a", folder / "a")
+            began.clear()
+            llm.merge_adapter("a", merge_dtype=dtype)
+            running.wait_for(5)
+            llm.generate("other shapes: several rows at once", SamplingParams(max_tokens=3))
+            llm.unmerge_adapter("a")
+            running.wait_for(2)
+            running.handle.cancel()
+    finally:
+        handler.remove_start_callback(note)
+        registry.set_rules(before)
+    assert "oxillama-engine" not in began
