@@ -165,7 +165,7 @@ def planned_bytes(config: EngineConfig) -> int:
 
 def _plan(gguf: GGUFFile, config: EngineConfig) -> tuple[ModelConfig, MemoryPlan]:
     model = ModelConfig.from_metadata(Metadata(gguf.metadata, str(gguf.path)))
-    _, dtype, _ = resolve(config)
+    device, dtype, numerics = resolve(config)
     plan = memory_plan(
         gguf,
         model,
@@ -173,5 +173,7 @@ def _plan(gguf: GGUFFile, config: EngineConfig) -> tuple[ModelConfig, MemoryPlan
         kv_dtype=config.kv_dtype,
         max_batch_tokens=config.max_batch_tokens,
         max_batch_size=config.max_batch_size or DEFAULT_BATCH_SIZE,
+        device=device,
+        numerics=numerics,
     )
     return model, plan

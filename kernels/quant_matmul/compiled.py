@@ -32,7 +32,16 @@ from oxillama_torch.kernels.quant_matmul.lanes import LANES
 from oxillama_torch.kernels.quant_matmul.unpacked import FORMS, fields_of, name_of, unpack
 from oxillama_torch.kernels.registry import Call, register
 
-__all__ = ["MIN_WEIGHTS", "cannot", "compile_lanes", "dynamic", "prepare", "rows_of", "scale_of"]
+__all__ = [
+    "MIN_WEIGHTS",
+    "cannot",
+    "compile_lanes",
+    "dynamic",
+    "prepare",
+    "rows_of",
+    "scale_of",
+    "wanted",
+]
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +93,8 @@ def prepare(weights: Iterable[PackedTensor], *, even_if_small: bool = False) -> 
     """
     ours = [w for w in weights if w.device.type == "cpu" and w.type_name in LANES]
     large = even_if_small or sum(w.shape[0] * w.shape[1] for w in ours) >= MIN_WEIGHTS
-    samples = {(w.type_name, w.shape): w for w in ours if _wanted(w.type_name, large)}
-    if not samples or _compiler() is None:
+    samples = {(w.type_name, w.shape): w for w in ours if wanted(w.type_name, large)}
+    if not samples:
         return
     types = {type_name for type_name, _ in samples}
     for weight in ours:
@@ -99,8 +108,10 @@ def prepare(weights: Iterable[PackedTensor], *, even_if_small: bool = False) -> 
     registry.forget_choices()
 
 
-def _wanted(type_name: str, large: bool) -> bool:
+def wanted(type_name: str, large: bool) -> bool:
     """Whether ``compiled`` will serve the type: a rule asks for it, or none speaks and it pays."""
+    if _compiler() is None:
+        return False
     call = Call("cpu", torch.float32, type=type_name)
     rules = [rule for rule in registry.active_rules() if rule.matches("quant_matmul", call)]
     return rules[-1].names("compiled") if rules else large

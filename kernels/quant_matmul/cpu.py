@@ -19,7 +19,7 @@ from torch import Tensor
 from oxillama_torch.kernels.formats.base import PackedTensor
 from oxillama_torch.kernels.registry import register
 
-__all__ = ["TYPES", "prepare"]
+__all__ = ["TYPES", "kept", "pack", "prepare"]
 
 _GROUP = 32
 _ROWS = 16  # ATen packs rows in multiples of this
@@ -70,11 +70,16 @@ def prepare(weights: Iterable[PackedTensor]) -> None:
 def _prepared(weight: PackedTensor) -> tuple[Tensor, Tensor]:
     found = _packed.get(weight)
     if found is None:
-        found = _packed[weight] = _pack(weight)
+        found = _packed[weight] = pack(weight)
     return found
 
 
-def _pack(weight: PackedTensor) -> tuple[Tensor, Tensor]:
+def kept(weight: PackedTensor) -> tuple[Tensor, ...]:
+    """What is kept of a weight now."""
+    return _packed.get(weight, ())
+
+
+def pack(weight: PackedTensor) -> tuple[Tensor, Tensor]:
     """ATen's packed quants, and scales and zeros bfloat16 [G, N, 2]."""
     (rows, inputs), pieces, scales = weight.shape, [], []
     for start in range(0, rows, _ROWS_AT_ONCE):

@@ -31,7 +31,16 @@ from oxillama_torch.kernels.formats.base import PackedTensor
 from oxillama_torch.kernels.quant_matmul import compiled, unpacked
 from oxillama_torch.kernels.registry import Call, register
 
-__all__ = ["TYPES", "decode_rows", "permuted", "prepare", "serves"]
+__all__ = [
+    "TYPES",
+    "decode_rows",
+    "kept",
+    "pack",
+    "permuted",
+    "prepare",
+    "serves",
+    "wanted",
+]
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +169,7 @@ def prepare(weights: Iterable[PackedTensor], *, even_if_small: bool = False) -> 
     """
     samples: dict[str, PackedTensor] = {}
     for weight in weights:
-        if weight.device.type == "cpu" and _wanted(weight.type_name, even_if_small):
+        if weight.device.type == "cpu" and wanted(weight.type_name, even_if_small):
             samples.setdefault(weight.type_name, weight)
             _fields(weight)
     if samples:
@@ -174,7 +183,7 @@ def prepare(weights: Iterable[PackedTensor], *, even_if_small: bool = False) -> 
     registry.forget_choices()
 
 
-def _wanted(type_name: str, even_if_small: bool) -> bool:
+def wanted(type_name: str, even_if_small: bool) -> bool:
     """Whether this backend will serve the type: a rule asks for it, or none speaks and it pays."""
     call = Call("cpu", torch.float32, "fast", type_name)
     if _cannot(call) is not None:
@@ -246,14 +255,19 @@ def _fields(weight: PackedTensor) -> dict[str, Tensor]:
     found = _packed.get(weight)
     if found is None:
         starts = range(0, weight.shape[0], _ROWS_AT_ONCE)
-        parts = [_pack(weight.rows(s, min(s + _ROWS_AT_ONCE, weight.shape[0]))) for s in starts]
+        parts = [pack(weight.rows(s, min(s + _ROWS_AT_ONCE, weight.shape[0]))) for s in starts]
         found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         found = {name: compiled.dynamic(field, 0, 1) for name, field in found.items()}
         _packed[weight] = found
     return found
 
 
-def _pack(weight: PackedTensor) -> dict[str, Tensor]:
+def kept(weight: PackedTensor) -> dict[str, Tensor]:
+    """What is kept of a weight now."""
+    return _packed.get(weight, {})
+
+
+def pack(weight: PackedTensor) -> dict[str, Tensor]:
     form, (rows, inputs) = TYPES[weight.type_name], weight.shape
     split = unpacked.split(weight)
     missing = -inputs % (form.run * _lanes())

@@ -23,7 +23,7 @@ from oxillama_torch.kernels.formats.base import PackedTensor
 from oxillama_torch.kernels.quant_matmul.lane_format import LaneFormat, floats
 from oxillama_torch.kernels.quant_matmul.lanes import LANES
 
-__all__ = ["FORMS", "TYPES", "fields_of", "name_of", "split", "unpack"]
+__all__ = ["FORMS", "TYPES", "fields_of", "kept", "name_of", "split", "unpack"]
 
 #: Types that are unpacked: all with an own scale for every 16 or 32 of their 256 weights.
 TYPES = frozenset({"IQ4_XS", "Q2_K", "Q3_K", "Q5_K", "Q6_K"})
@@ -56,6 +56,11 @@ def unpack(weight: PackedTensor) -> None:
             for start in starts
         ]
         _unpacked[weight] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def kept(weight: PackedTensor) -> tuple[Tensor, ...]:
+    """What is kept of a weight now."""
+    return tuple(_unpacked.get(weight, {}).values())
 
 
 def name_of(weight: PackedTensor) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 import typer
 
-from oxillama_torch.cli.options import KVDtypeOption
-from oxillama_torch.config import demo_model_path
+from oxillama_torch.cli.options import KVDtypeOption, NumericsOption
+from oxillama_torch.config import EngineConfig, demo_model_path
 from oxillama_torch.gguf.metadata import Metadata
 from oxillama_torch.gguf.reader import GGUFFile, read_gguf
 from oxillama_torch.gguf.types import TYPE_SIZES
@@ -32,11 +32,13 @@ def info(
         Path | None, typer.Argument(help="GGUF file; without it the demo model in the package.")
     ] = None,
     kv_dtype: KVDtypeOption = None,
+    numerics: NumericsOption = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     metadata: Annotated[bool, typer.Option("--metadata", help="List every key.")] = False,
 ) -> None:
     """Show a model's shape and its memory plan, without loading it."""
     path = model if model is not None else demo_model_path()
+    numerics = EngineConfig(numerics=numerics or "auto").numerics  # refused here if it is unknown
     if not path.exists():
         raise FileNotFoundError(2, "no such model file", str(path))
     with read_gguf(path) as file:
@@ -48,7 +50,7 @@ def info(
             _print_table(_tensors(file))
         config = ModelConfig.from_metadata(Metadata(file.metadata, str(path)))
         _print_table(_shape(config))
-        _print_table(_memory(file, config, kv_dtype or "auto"))
+        _print_table(_memory(file, config, kv_dtype or "auto", numerics))
 
 
 def _summary(file: GGUFFile) -> _Rows:
@@ -106,15 +108,27 @@ def _shape(config: ModelConfig) -> _Rows:
     ]
 
 
-def _memory(file: GGUFFile, config: ModelConfig, kv_dtype: str) -> _Rows:
+def _memory(file: GGUFFile, config: ModelConfig, kv_dtype: str, numerics: str) -> _Rows:
     """The plan for the two default activation dtypes."""
     plans = [
-        memory_plan(file, config, dtype=dtype, kv_dtype=kv_dtype, graph_lines=lines)
-        for dtype, lines in ((torch.float32, 0), (torch.bfloat16, 64))
+        memory_plan(
+            file,
+            config,
+            dtype=dtype,
+            kv_dtype=kv_dtype,
+            graph_lines=lines,
+            device=device,
+            numerics=default if numerics == "auto" else numerics,
+        )
+        for device, dtype, lines, default in (
+            ("cpu", torch.float32, 0, "invariant"),
+            ("cuda", torch.bfloat16, 64, "fast"),
+        )
     ]
     context = config.context_length
     rows = {
         "weights": [plan.weights_bytes for plan in plans],
+        "weights, as CPU kernels keep them": [plan.kept_bytes for plan in plans],
         "keys and values, per token": [plan.kv_bytes_per_token for plan in plans],
         f"keys and values, {context:,} tokens": [p.kv_bytes_per_token * context for p in plans],
         "workspace, at most": [plan.workspace_bytes for plan in plans],

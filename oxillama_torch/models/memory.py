@@ -16,6 +16,7 @@ from oxillama_torch.gguf.reader import GGUFFile, TensorInfo
 from oxillama_torch.gguf.types import GGMLType, row_bytes
 from oxillama_torch.kernels import kv_formats
 from oxillama_torch.kernels.formats import PackedTensor
+from oxillama_torch.kernels.quant_matmul import kept
 from oxillama_torch.models.config import ModelConfig
 
 __all__ = ["MemoryPlan", "graph_bytes", "memory_plan"]
@@ -29,6 +30,7 @@ class MemoryPlan:
 
     Args:
         weights_bytes: packed weights, norms and biases, padding included; exact.
+        kept_bytes: of the weights, in other forms that kernels for CPUs keep beside the packed one.
         kv_bytes_per_token: keys and values of one token in all layers; exact.
         workspace_bytes: activations of a step and logits; an estimate from above.
         graph_bytes: what CUDA graphs of decode steps work on: lines of requests, and activations
@@ -40,11 +42,12 @@ class MemoryPlan:
     kv_bytes_per_token: int
     workspace_bytes: int
     graph_bytes: int = 0
+    kept_bytes: int = 0
 
     def total_bytes(self, kv_tokens: int) -> int:
         """Everything, with pages for ``kv_tokens`` tokens of all requests together."""
         working = self.workspace_bytes + self.graph_bytes
-        return self.weights_bytes + working + kv_tokens * self.kv_bytes_per_token
+        return self.weights_bytes + self.kept_bytes + working + kv_tokens * self.kv_bytes_per_token
 
 
 def memory_plan(
@@ -56,6 +59,8 @@ def memory_plan(
     max_batch_tokens: int = 512,
     max_batch_size: int = 64,
     graph_lines: int = 0,
+    device: torch.device | str = "cpu",
+    numerics: str = "invariant",
 ) -> MemoryPlan:
     """Plan the memory of a model before anything of it is loaded.
 
@@ -66,6 +71,8 @@ def memory_plan(
         max_batch_tokens: tokens of one step.
         max_batch_size: requests of one step, each with a row of logits.
         graph_lines: most requests of a step that is a CUDA graph; 0: there are none.
+        device: where the weights go.
+        numerics: ``"invariant"`` or ``"fast"``.
 
     Raises:
         UnsupportedError: a tensor's type has no format, or heads do not fit ``kv_dtype``.
@@ -77,6 +84,9 @@ def memory_plan(
         kv_bytes_per_token=head_bytes * sum(layer.num_kv_heads for layer in config.layers),
         workspace_bytes=_workspace_bytes(config, max_batch_tokens, max_batch_size),
         graph_bytes=graph_bytes(config, graph_lines) if graph_lines else 0,
+        kept_bytes=kept.planned_bytes(
+            _matrices(gguf), device=device, dtype=dtype, numerics=numerics
+        ),
     )
 
 
@@ -89,6 +99,16 @@ def graph_bytes(config: ModelConfig, lines: int) -> int:
     # Logits and mask by token of the vocabulary; pages, and what penalties look at.
     line = 5 * config.vocab_size + config.context_length // 4 + 12 * _HISTORY
     return lines * line + _workspace_bytes(config, lines, lines)
+
+
+def _matrices(gguf: GGUFFile) -> list[tuple[GGMLType, int, int]]:
+    """(type, N, K) of what is multiplied with: the embedding only where there is no other head."""
+    return [
+        (info.type, *info.shape)
+        for name, info in gguf.tensors.items()
+        if len(info.shape) == 2
+        and (name != "token_embd.weight" or "output.weight" not in gguf.tensors)
+    ]
 
 
 def _loaded_bytes(info: TensorInfo) -> int:
