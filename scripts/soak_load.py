@@ -21,6 +21,7 @@ __all__ = [
     "Tally",
     "alone_engine",
     "alone_http",
+    "begins",
     "call",
     "engine_client",
     "http_client",
@@ -117,14 +118,14 @@ def http_client(
             tally.lose(case.kind, f"case {number}: status {status}, {failed}")
         elif pieces is not None and len(events) == pieces:
             found = folded(events)
-            good = any(_begins(whole, found) for whole in right[number])
+            good = any(begins(whole, found) for whole in right[number])
             _judge(tally, case.kind, number, good, "left", found, right[number])
         else:
             found = folded(events)
             _judge(tally, case.kind, number, found in right[number], "equal", found, right[number])
 
 
-def _begins(whole: dict, part: dict) -> bool:
+def begins(whole: dict, part: dict) -> bool:
     """Whether an answer begins with what a client saw before it left."""
     for index, choice in part["choices"].items():
         full = whole["choices"][index]

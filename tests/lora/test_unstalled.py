@@ -26,7 +26,7 @@ WAIT_S = 120
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unstalled")
-    save_adapter(write_tiny("llama", folder / "tiny.gguf", type_name="Q6_K"), folder / "a", seed=1)
+    save_adapter(write_tiny("llama", folder / "tiny.gguf", type_name="Q8_0"), folder / "a", seed=1)
     return folder
 
 

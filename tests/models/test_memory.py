@@ -7,9 +7,14 @@ import torch
 from paged_runner import PagedRunner
 from tiny_models import write_tiny
 
+from oxillama_torch.bench.synthetic import write_synthetic
+from oxillama_torch.engine.loading import prepare_kernels, weights_of
 from oxillama_torch.gguf.metadata import Metadata
 from oxillama_torch.gguf.reader import read_gguf
+from oxillama_torch.kernels import registry
 from oxillama_torch.kernels.formats import PackedTensor
+from oxillama_torch.kernels.quant_matmul import compiled, dense
+from oxillama_torch.kernels.quant_matmul.kept import kept_bytes
 from oxillama_torch.models.config import ModelConfig
 from oxillama_torch.models.loader import load_model
 from oxillama_torch.models.memory import memory_plan
@@ -60,3 +65,48 @@ def _held_bytes(decoder: torch.nn.Module) -> int:
                 elif isinstance(item, torch.Tensor):
                     held[item.data_ptr()] = item.nbytes
     return sum(held.values()) - decoder.layers[0].attention.rope.inv_freq.nbytes
+
+
+@pytest.mark.parametrize(("mix", "numerics"), [("q4_0", "fast"), ("q4_k_m", "fast")])
+def test_packed_4_bit_forms_of_fast_numerics_are_planned(mix, numerics, tmp_path):
+    plan, weights = _planned_and_prepared(tmp_path / "small.gguf", mix, numerics)
+    packed = sum(w.shape[0] * w.shape[1] for w in weights if w.type_name in ("Q4_0", "Q4_K"))
+    assert plan.kept_bytes == kept_bytes(weights) == pytest.approx(packed * 5 / 8, rel=0.01)
+    assert plan.total_bytes(0) == plan.weights_bytes + plan.kept_bytes + plan.workspace_bytes
+
+
+@pytest.mark.parametrize(("numerics", "int4"), [("invariant", 0), ("fast", 5 / 8)])
+def test_bytes_of_large_models_are_planned(numerics, int4, tmp_path, monkeypatch):
+    """Q6_K is taken apart where compiling pays, which a lower bound makes so here."""
+    monkeypatch.setattr(compiled, "MIN_WEIGHTS", 1000)
+    monkeypatch.setattr(compiled, "_try", lambda weight: None)  # compiling takes seconds
+    monkeypatch.setattr(dense, "prepare", lambda weights: None)
+    monkeypatch.setattr(compiled, "_ready", set())
+    plan, weights = _planned_and_prepared(tmp_path / "small.gguf", "q4_k_m", numerics)
+    registry.forget_choices()
+    by_type = {
+        name: sum(w.shape[0] * w.shape[1] for w in weights if w.type_name == name)
+        for name in ("Q4_K", "Q6_K")
+    }
+    expected = by_type["Q4_K"] * int4 + by_type["Q6_K"] * (1 + 4 / 16)
+    assert plan.kept_bytes == kept_bytes(weights) == pytest.approx(expected, rel=0.01)
+
+
+def test_nothing_is_kept_of_small_models_or_on_a_gpu(tmp_path):
+    plan, weights = _planned_and_prepared(tmp_path / "small.gguf", "q4_k_m", "invariant")
+    assert plan.kept_bytes == kept_bytes(weights) == 0
+    with read_gguf(tmp_path / "small.gguf") as file:
+        config = ModelConfig.from_metadata(Metadata(file.metadata))
+        on_gpu = {"device": "cuda", "dtype": torch.bfloat16, "numerics": "fast"}
+        assert memory_plan(file, config, **on_gpu).kept_bytes == 0
+
+
+def _planned_and_prepared(path, mix, numerics):
+    """The plan, and the weights of the model once it is loaded and its kernels are ready."""
+    write_synthetic(path, "tiny", mix)
+    with read_gguf(path) as file:
+        config = ModelConfig.from_metadata(Metadata(file.metadata))
+        plan = memory_plan(file, config, numerics=numerics)
+        decoder = load_model(file, numerics=numerics)
+    prepare_kernels(decoder)
+    return plan, weights_of(decoder)
