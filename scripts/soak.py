@@ -51,6 +51,7 @@ from soak_load import (  # noqa: E402
 from soak_watch import Sample, Watch, slope_per_hour  # noqa: E402
 
 from oxillama_torch.config import EngineConfig, demo_model_path  # noqa: E402
+from oxillama_torch.engine.outbox import Outbox  # noqa: E402
 from oxillama_torch.engine.request import ErrorEvent, FinishEvent, TokenEvent  # noqa: E402
 from oxillama_torch.gguf.metadata import Metadata  # noqa: E402
 from oxillama_torch.gguf.reader import read_gguf  # noqa: E402
@@ -299,33 +300,39 @@ def short(options: argparse.Namespace, folder: Path) -> int:
         cases = short_cases(options.cases, 3, llm)
         right = [alone_engine(llm, case) for case in cases]
         wanted = [[e.token_id for e in events if isinstance(e, TokenEvent)] for events in right]
-        tally, room = Tally(), threading.Semaphore(128)
+        tally, room, outbox = Tally(), threading.Semaphore(128), Outbox()
         got: dict[str, tuple[int, list[int]]] = {}
 
-        def take(request_id: str, event: object) -> None:
-            number, tokens = got[request_id]
-            if isinstance(event, TokenEvent):
-                tokens.append(event.token_id)
-            elif isinstance(event, FinishEvent | ErrorEvent):
-                del got[request_id]
-                if isinstance(event, FinishEvent) and tokens == wanted[number]:
+        def read() -> None:
+            for _ in range(options.short):
+                ended = None
+                while ended is None:
+                    handle, event = outbox.get()
+                    number, tokens = got[handle.request_id]
+                    if isinstance(event, TokenEvent):
+                        tokens.append(event.token_id)
+                    elif isinstance(event, FinishEvent | ErrorEvent):
+                        ended = event
+                del got[handle.request_id]
+                if isinstance(ended, FinishEvent) and tokens == wanted[number]:
                     tally.book(cases[number].kind, "equal")
                 else:
-                    tally.lose(cases[number].kind, f"case {number}: {tokens}, {event}")
+                    tally.lose(cases[number].kind, f"case {number}: {tokens}, {ended}")
                 room.release()
 
         processes = {"engine": (os.getpid(), lambda: _renamed(llm.engine.stats()))}
         with Watch(processes, options.interval) as watch:
             started = time.monotonic()
+            reader = threading.Thread(target=read)
+            reader.start()
             for index in range(options.short):
                 room.acquire()
                 request = cases[index % len(cases)].fresh()
                 got[request.request_id] = index % len(cases), []
-                llm.engine.submit(request, take)
+                llm.engine.submit(request, outbox)
                 if index % 10_000 == 9_999:
                     print(f"{index + 1} sent, {len(tally.losses)} wrong", flush=True)
-            for _ in range(128):
-                room.acquire()
+            reader.join()
             seconds = time.monotonic() - started
         _wait_until_idle(watch)
         print(f"{options.short} requests in {seconds:.0f} s")
