@@ -51,7 +51,7 @@ _TOOL = {
 
 @dataclass(frozen=True, slots=True)
 class HTTPCase:
-    """A streamed request. ``variants``: how many answers are right, one per version of HOT."""
+    """A streamed request; ``adapter`` names one that changes meanwhile, if it uses one."""
 
     kind: str
     path: str
@@ -61,7 +61,7 @@ class HTTPCase:
 
 @dataclass(frozen=True, slots=True)
 class EngineCase:
-    """A request of the engine itself."""
+    """A request of the engine itself; ``adapter`` as for HTTPCase."""
 
     kind: str
     request: GenerationRequest
