@@ -48,7 +48,7 @@ def speculate(engine: Engine, proposer: Proposer, *, most: int = 4) -> Engine:
     engine._steps.speculator = Speculator(
         proposer,
         engine._scheduler.pages,
-        max_batch_tokens=engine._config.max_batch_tokens,
+        max_batch_tokens=engine._scheduler.max_batch_tokens,
         most=most,
         counters=engine._counters,
     )
