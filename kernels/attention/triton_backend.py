@@ -28,6 +28,7 @@ from oxillama_torch.kernels.triton_support import (
     dot_dtype,
     launch_device,
     multiprocessors,
+    pdl_options,
     priority,
 )
 
@@ -173,22 +174,25 @@ def launch(
     consts |= {"HAS_WINDOW": window is not None, "HAS_CAP": softcap is not None}
     consts |= {"HAS_SLOPES": slopes is not None}
     consts |= {"num_warps": tiling.num_warps, "num_stages": tiling.num_stages}
+    dependent = pdl_options(q.device)
     sinks_or_any, slopes_or_any = (seq_lens if x is None else x for x in (sinks, slopes))
     with launch_device(q):
         if not split:
             prefill_kernel[grid](
                 *inputs, sinks_or_any, slopes_or_any, out, *sizes,
-                HAS_SINKS=sinks is not None, SEGMENTED=tiling.segmented, **consts,
+                HAS_SINKS=sinks is not None, SEGMENTED=tiling.segmented, **consts, **dependent,
             )  # fmt: skip
             return out
         acc = q.new_empty(tokens, heads, segments, consts["DV"], dtype=torch.float32)
         top, total = acc.new_empty(2, tokens, heads, segments)
-        decode_kernel[(*grid, segments)](*inputs, slopes_or_any, top, total, acc, *sizes, **consts)
+        decode_kernel[(*grid, segments)](
+            *inputs, slopes_or_any, top, total, acc, *sizes, **consts, **dependent
+        )
         reduce_kernel[(seq_lens.shape[0] * max_query_len, heads)](
             top, total, acc, query_start, seq_lens, sinks_or_any, out,
             max_query_len, segments, tiling.segment, scalars[0], scalars[-1],
             HQ=heads, DV=consts["DV"], HAS_WINDOW=window is not None,
-            HAS_SINKS=sinks is not None, BLOCK_DV=consts["BLOCK_DV"], num_warps=1,
+            HAS_SINKS=sinks is not None, BLOCK_DV=consts["BLOCK_DV"], num_warps=1, **dependent,
         )  # fmt: skip
     return out
 

@@ -22,6 +22,7 @@ from oxillama_torch.kernels.attention.triton_tile import (
     place,
     visible,
 )
+from oxillama_torch.kernels.triton_support import pdl_begin
 
 __all__ = ["decode_kernel"]
 
@@ -34,9 +35,10 @@ def decode_kernel(
     HKV: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, S: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SLOPES: tl.constexpr,
     TOKENS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr, DOT_DTYPE: tl.constexpr, KV: tl.constexpr,
+    BLOCK_DV: tl.constexpr, DOT_DTYPE: tl.constexpr, KV: tl.constexpr, USE_PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (request * tiles + tile, KV head, segment)."""
+    pdl_begin(USE_PDL)
     request = tl.program_id(0) // tiles
     tile = tl.program_id(0) % tiles
     kv_head = tl.program_id(1)

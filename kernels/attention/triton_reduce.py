@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from oxillama_torch.kernels.attention.triton_tile import FLOOR, merge
+from oxillama_torch.kernels.triton_support import pdl_begin
 
 __all__ = ["reduce_kernel"]
 
@@ -19,9 +20,10 @@ def reduce_kernel(
     part_top, part_total, part_acc, query_start, seq_lens, sinks, out,
     max_query_len, segments, segment, factor, window,
     HQ: tl.constexpr, DV: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SINKS: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
+    BLOCK_DV: tl.constexpr, USE_PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (request * max_query_len + query token, query head)."""
+    pdl_begin(USE_PDL)
     request = tl.program_id(0) // max_query_len
     index = tl.program_id(0) % max_query_len
     head = tl.program_id(1)

@@ -29,6 +29,10 @@ SOURCES = {
     "activation": (f"{KERNELS}.activation.triton_gated:variants", "silu"),
     "rope": (f"{KERNELS}.rope.triton_rope_store_kv:variants", ""),
     "lora": (f"{KERNELS}.lora.variants:variants", "bf16-3"),
+    "attention": (
+        f"{KERNELS}.attention.variants:variants",
+        "^(prefill-fast|decode-fast-split|decode-invariant|reduce)-g4-d128(-q8_0)?$",
+    ),
 }
 # Prefetching into a cache: what matmuls do with their weights before the wait.
 PREFETCH = "CCTL"
