@@ -61,6 +61,8 @@ class ByteTokenizer:
         self.special_ids = frozenset(self._spellings)
         self.suppressed_ids: frozenset[int] = frozenset()
         self.adds_space = False
+        # No token is a text by itself: all of them go through their bytes.
+        self.texts = [None] * self.vocab_size
 
     def token_bytes(self, token_id: int) -> bytes:
         if token_id < FIRST_MARKER:
