@@ -26,6 +26,7 @@ class Choice:
         rows: such as ``1-16``, ``17-`` or ``any``.
         backend: None: nothing can serve these calls.
         reason: why it was chosen, or why nothing can.
+        others: further backends that serve some of these calls when asked for, best first.
     """
 
     op: str
@@ -33,6 +34,7 @@ class Choice:
     rows: str
     backend: str | None
     reason: str
+    others: tuple[str, ...] = ()
 
 
 def choices(
@@ -41,11 +43,12 @@ def choices(
     """The choices for weights of ``types``; those that are equal for several types are one."""
     by_type: dict[tuple, list[str]] = {}
     for type_name in types:
-        asked = [(m, *_choice(op, registry.Call(device, dtype, numerics, type_name, m)))
-                 for m in _ROWS]  # fmt: skip
+        calls = [registry.Call(device, dtype, numerics, type_name, m) for m in _ROWS]
         ranges = []
-        for (backend, reason), group in groupby(asked, key=lambda item: item[1:]):
-            ranges.append((_span([m for m, _, _ in group]), backend, reason))
+        for (backend, reason), group in groupby(calls, key=lambda call: _choice(op, call)):
+            served = list(group)
+            others = _others(op, served, backend)
+            ranges.append((_span([call.m for call in served]), backend, reason, others))
         by_type.setdefault(tuple(ranges), []).append(type_name)
     everything = len(by_type) == 1
     return [
@@ -59,6 +62,16 @@ def _span(rows: list[int]) -> str:
     if rows[-1] == _ROWS[-1]:
         return "any" if rows[0] == 1 else f"{rows[0]}-"
     return str(rows[0]) if rows[0] == rows[-1] else f"{rows[0]}-{rows[-1]}"
+
+
+def _others(op: str, calls: Sequence[registry.Call], chosen: str | None) -> tuple[str, ...]:
+    """Backends other than the chosen one that serve at least one of the calls."""
+    found: dict[str, None] = {}
+    for call in calls:
+        for kernel, refused in registry.candidates(op, call):
+            if refused is None and kernel.backend != chosen:
+                found[kernel.backend] = None
+    return tuple(found)
 
 
 def _choice(op: str, call: registry.Call) -> tuple[str | None, str]:

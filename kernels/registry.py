@@ -20,7 +20,7 @@ import logging
 import pkgutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,7 @@ __all__ = [
     "Rule",
     "active_rules",
     "candidates",
+    "check_backend",
     "declare",
     "explain",
     "forget_choices",
@@ -256,6 +257,18 @@ def candidates(op: str, call: Call) -> list[tuple[Kernel, str | None]]:
     """All backends of ``op``, best first, each with its reason to refuse ``call`` or None."""
     kernels = sorted(_backends(op).values(), key=lambda k: (-k.priority, k.backend))
     return [(kernel, kernel.refuse(call)) for kernel in kernels]
+
+
+def check_backend(backend: str, ops: Iterable[str]) -> None:
+    """Raise unless some of ``ops`` have a backend of this name.
+
+    Raises:
+        UnsupportedError: none has; the message lists those there are.
+    """
+    ops = list(ops)
+    known = sorted({name for op in ops for name in _backends(op)})
+    if backend not in known:
+        raise UnsupportedError(f"backend {backend!r} of {', '.join(ops)}", known)
 
 
 def parse_rules(spec: str) -> tuple[Rule, ...]:

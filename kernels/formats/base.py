@@ -118,6 +118,13 @@ class Format:
     def block_bytes(self) -> int:
         return self.size.block_bytes
 
+    def check_columns(self, columns: int) -> None:
+        """Raise UnsupportedError unless rows of ``columns`` weights are whole blocks."""
+        if columns % self.block_weights:
+            raise UnsupportedError(
+                f"{self.name} rows of {columns} weights", [f"multiples of {self.block_weights}"]
+            )
+
     def dequantize(self, blocks: Tensor, out: Tensor | None = None) -> Tensor:
         """Weights of ``blocks`` uint8 [..., block_bytes] -> float32 [..., block_weights]."""
         return self._decode(self.split(blocks), blocks.shape[:-1], out)
@@ -187,11 +194,7 @@ class PackedTensor:
         """
         format = get(type)
         rows, columns = shape
-        if columns % format.block_weights:
-            raise UnsupportedError(
-                f"{format.name} rows of {columns} weights",
-                [f"multiples of {format.block_weights}"],
-            )
+        format.check_columns(columns)
         blocks = columns // format.block_weights
         expected = rows * blocks * format.block_bytes
         if data.dtype != torch.uint8 or data.shape != (expected,):

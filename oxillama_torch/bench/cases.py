@@ -66,6 +66,7 @@ class Case:
 def random_weight(type_name: str, rows: int, columns: int) -> PackedTensor:
     """Random blocks whose scales are small numbers, or random plain weights."""
     format = formats.get(type_name)
+    format.check_columns(columns)
     data = torch.randint(0, 256, (rows * row_bytes(format.type, columns),), dtype=torch.uint8)
     _set_packed_scales(format.name, data.view(-1, format.block_bytes))
     weight = PackedTensor.from_bytes(type_name, data, (rows, columns))

@@ -22,7 +22,7 @@ from oxillama_torch.kernels import registry
 from oxillama_torch.kernels.formats.base import PackedTensor
 from oxillama_torch.kernels.registry import Call, Kernel
 
-__all__ = ["BASELINES", "SHAPES", "Row", "kernel_table", "parse_shapes"]
+__all__ = ["BASELINES", "SHAPES", "Row", "kernel_table", "parse_rows", "parse_shapes"]
 
 #: Named (N, K): the layers of real models.
 SHAPES = {
@@ -54,6 +54,19 @@ def parse_shapes(text: str) -> list[tuple[int, int]]:
             raise UnsupportedError(f"shape {part!r}", (*SHAPES, *sorted(families), "NxK"))
         found += named or [(int(n), int(k))]
     return found
+
+
+def parse_rows(text: str) -> list[int]:
+    """``"1,16"``: numbers of rows.
+
+    Raises:
+        UnsupportedError: a part is no positive number.
+    """
+    parts = text.split(",")
+    for part in parts:
+        if not part.isdecimal() or not int(part):
+            raise UnsupportedError(f"number of rows {part!r}", ("whole numbers from 1",))
+    return [int(part) for part in parts]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,26 @@ from textwrap import wrap
 from oxillama_torch.bench.kernel_table import Row
 from oxillama_torch.errors import UnsupportedError
 
-__all__ = ["plot_table"]
+__all__ = ["check_picture", "plot_table"]
 
 _PANEL = (4.2, 3.2)  # inches
 _COLUMNS = 4
 _LETTERS_PER_INCH = 15
+
+
+def check_picture(path: Path) -> None:
+    """Raise unless a picture can be written to ``path``: to be called before measuring for it.
+
+    Raises:
+        UnsupportedError: matplotlib is not installed, or it knows no such kind of file.
+    """
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ModuleNotFoundError:
+        raise UnsupportedError("--plot without matplotlib", ("pip install matplotlib",)) from None
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in known:
+        raise UnsupportedError(f"picture {path.name}", [f".{ending}" for ending in known])
 
 
 def plot_table(rows: Sequence[Row], title: str, path: Path) -> None:
@@ -29,11 +44,9 @@ def plot_table(rows: Sequence[Row], title: str, path: Path) -> None:
     Raises:
         UnsupportedError: matplotlib is not installed, or it knows no such kind of file.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise UnsupportedError("--plot without matplotlib", ("pip install matplotlib",)) from None
+    check_picture(path)
+    from matplotlib.figure import Figure
+
     timed = [row for row in rows if row.microseconds is not None]
     panels = list(dict.fromkeys((row.type or row.op, row.label) for row in timed))
     if not panels:
@@ -41,16 +54,12 @@ def plot_table(rows: Sequence[Row], title: str, path: Path) -> None:
     columns = min(_COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
     figure = Figure((columns * _PANEL[0], lines * _PANEL[1] + 0.8), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     wide = int(columns * _PANEL[0] * _LETTERS_PER_INCH)
     figure.suptitle("\n".join(wrap(title, wide)), fontsize=9)
     for place, panel in enumerate(panels, 1):
         axes = figure.add_subplot(lines, columns, place)
         _draw(axes, [row for row in timed if (row.type or row.op, row.label) == panel])
         axes.set_title(" ".join(filter(None, panel)), fontsize=9)
-    known = canvas.get_supported_filetypes()
-    if path.suffix.removeprefix(".") not in known:
-        raise UnsupportedError(f"picture {path.name}", [f".{ending}" for ending in known])
     figure.savefig(path, dpi=130)
 
 

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
-from oxillama_torch.bench.cases import known_ops
+from oxillama_torch.bench.cases import PACKED_OPS, known_ops
 from oxillama_torch.bench.ceilings import Ceilings, measure_ceilings
 from oxillama_torch.bench.compare import compare
 from oxillama_torch.bench.compiled_facts import compiled_facts, untimed_rows, with_facts
-from oxillama_torch.bench.kernel_table import BASELINES, SHAPES, Row, kernel_table, parse_shapes
+from oxillama_torch.bench.kernel_table import (
+    BASELINES,
+    SHAPES,
+    Row,
+    kernel_table,
+    parse_rows,
+    parse_shapes,
+)
+from oxillama_torch.bench.plot import check_picture, plot_table
 from oxillama_torch.bench.report import machine
 from oxillama_torch.cli.console import table_console
 from oxillama_torch.cli.options import KernelPathOption, TunedOption
@@ -65,28 +76,33 @@ def bench_kernels(
     ops = known_ops() if op == "all" else _named(op, known_ops(), "op")
     names = formats.known() if types == "all" else [formats.get(t).name for t in types.split(",")]
     baselines = [] if against == "none" else _named(against, BASELINES, "baseline")
+    ms, sizes = parse_rows(m), parse_shapes(shapes)
+    _check(ops, names, sizes, backends, plot)
     ceilings = measure_ceilings(device)
     typer.echo(_setting(ceilings))
     rows: list[Row] = []
-    ms = [int(rows) for rows in m.split(",")]
-    for shape in parse_shapes(shapes):
+    for shape in sizes:
         if sass is not None and device == "cpu" and "quant_matmul" in ops:
             rows += untimed_rows(names, ms, shape)
         for name in ops:
-            rows += kernel_table(
-                names,
-                ms,
-                shape,
-                ceilings,
-                device=device,
-                dtype=torch.bfloat16 if device == "cuda" else torch.float32,
-                op=name,
-                backends=backends.split(",") if backends else None,
-                baselines=baselines,
-                seconds=seconds,
+            rows += _shown(
+                kernel_table(
+                    names,
+                    ms,
+                    shape,
+                    ceilings,
+                    device=device,
+                    dtype=torch.bfloat16 if device == "cuda" else torch.float32,
+                    op=name,
+                    backends=backends.split(",") if backends else None,
+                    baselines=baselines,
+                    seconds=seconds,
+                )
             )
     if sass is not None:
         rows = _compiled(rows, sass)
+    if not rows:
+        raise UnsupportedError(f"timing {backends} on {device}: none serves any of these calls")
     table_console().print(_table(rows))
     _keep(rows, ceilings, out, plot)
 
@@ -116,6 +132,33 @@ def _named(text: str, known: tuple[str, ...], what: str) -> list[str]:
     return names
 
 
+def _check(
+    ops: Iterable[str],
+    types: Iterable[str],
+    shapes: Iterable[tuple[int, int]],
+    backends: str | None,
+    plot: Path | None,
+) -> None:
+    """Refuse what cannot be done before minutes are spent on the rest."""
+    for backend in backends.split(",") if backends else ():
+        registry.check_backend(backend, ops)
+    if {*PACKED_OPS} & {*ops}:
+        for (_, columns), type in itertools.product(shapes, types):
+            formats.get(type).check_columns(columns)
+    if plot is not None:
+        check_picture(plot)
+
+
+def _shown(rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows, with the last one on the screen while the next is measured."""
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("first kernel", total=None)
+        for row in rows:
+            done = f"{row.op} {row.type} {row.n}x{row.k} M={row.m} {row.backend}: done"
+            bar.update(task, description=done)
+            yield row
+
+
 def _setting(ceilings: Ceilings) -> str:
     facts = ", ".join(f"{name} {value}" for name, value in machine().items())
     return (
@@ -135,8 +178,6 @@ def _keep(rows: list[Row], ceilings: Ceilings, out: Path | None, plot: Path | No
         facts["rows"] = [row.as_dict() for row in rows]
         out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     if plot is not None:
-        from oxillama_torch.bench.plot import plot_table
-
         plot_table(rows, _setting(ceilings), plot)
 
 

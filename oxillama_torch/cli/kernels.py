@@ -43,15 +43,16 @@ def list_kernels(
     kernels: _Rules = None,
     kernel_path: KernelPathOption = None,
 ) -> None:
-    """Show for every op, type and number of rows which backend serves it, and why."""
+    """Show for every op, type and number of rows which backend serves it, which could, and why."""
     device = _prepare(device, kernels, kernel_path)
-    table = Table("op", "numerics", "type", "rows", "backend", "why")
+    table = Table("op", "numerics", "type", "rows", "backend", "or, when asked for", "why")
     for name in _ops(op):
         for numerics in ("invariant", "fast"):
             for choice in choices(name, device, _DTYPES[device], numerics, _types(type)):
                 types = " ".join(choice.types) or type or "any"
                 backend = choice.backend or "none"
-                table.add_row(name, numerics, types, choice.rows, backend, choice.reason)
+                others = ", ".join(choice.others)
+                table.add_row(name, numerics, types, choice.rows, backend, others, choice.reason)
         table.add_section()
     table_console().print(table)
     for module, reason in registry.missing_modules().items():
@@ -64,9 +65,9 @@ def check(
     type: _Type = None,
     backend: Annotated[str | None, typer.Option(help="One backend only.")] = None,
     device: _Device = None,
-    rows: Annotated[int, typer.Option("--m", help="Rows of the input.")] = 4,
-    outputs: Annotated[int, typer.Option("--n", help="Rows of the weight.")] = 96,
-    inputs: Annotated[int, typer.Option("--k", help="Length of a row.")] = 512,
+    rows: Annotated[int, typer.Option("--m", help="Rows of the input.", min=1)] = 4,
+    outputs: Annotated[int, typer.Option("--n", help="Rows of the weight.", min=1)] = 96,
+    inputs: Annotated[int, typer.Option("--k", help="Length of a row.", min=1)] = 512,
     captured: Annotated[
         bool, typer.Option("--captured", help="On what a model's kernels get, not random operands.")
     ] = False,
@@ -78,13 +79,15 @@ def check(
 ) -> None:
     """Compare backends with the reference of their op; exit code 4 on a difference."""
     device = _prepare(device, None, kernel_path)
+    ops = _ops(op, known_ops())
+    if backend is not None:
+        registry.check_backend(backend, ops)
     if captured:
         config = EngineConfig(model=model, device=device)
         cases = [case for case in capture(config, prompt) if op in (None, case.op)]
         cases = [case for case in cases if type is None or case.call.type == formats.get(type).name]
     else:
-        shape = (outputs, inputs)
-        cases = list(_random_cases(_ops(op, known_ops()), type, device, rows, shape))
+        cases = list(_random_cases(ops, type, device, rows, (outputs, inputs)))
     if _check(cases, backend):
         raise typer.Exit(4)
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from oxillama_torch.bench.kernel_table import parse_shapes
+from oxillama_torch.bench.kernel_table import parse_rows, parse_shapes
 from oxillama_torch.bench.tune import Job, Tuned, as_table, jobs, tune
 from oxillama_torch.cli.console import table_console
 from oxillama_torch.kernels import formats
@@ -34,7 +34,7 @@ def tune_kernels(
     """Time tile sizes and keep the fastest in a table for --tuned. Takes minutes to hours."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     names = formats.known() if types == "all" else [formats.get(t).name for t in types.split(",")]
-    work = jobs(names, [int(rows) for rows in m.split(",")], parse_shapes(shapes))
+    work = jobs(names, parse_rows(m), parse_shapes(shapes))
     found: list[Tuned] = []
     with Progress(console=Console(stderr=True), transient=True) as bar:
         whole = bar.add_task("", total=len(work))

@@ -58,7 +58,7 @@ KernelPathOption = Annotated[
     Path | None, typer.Option(help="Python file that registers kernels of your own.")
 ]
 TunedOption = Annotated[
-    Path | None, typer.Option(help="Table of tile sizes, from oxillama kernels tune.")
+    Path | None, typer.Option("--tuned", help="Table of tile sizes, from oxillama kernels tune.")
 ]
 PreemptionOption = Annotated[
     str | None,

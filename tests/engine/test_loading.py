@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import write_tiny
 
-from oxillama_torch.config import EngineConfig
+from oxillama_torch.config import EngineConfig, demo_model_path
 from oxillama_torch.engine.loading import load_engine, resolve
 from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.gguf.reader import read_gguf
@@ -68,6 +68,20 @@ def test_kernel_rules_take_effect_and_show_in_the_fingerprint(tiny, rules, monke
     assert load(tiny, kernels="").fingerprint == plain and not registry.active_rules()
     with pytest.raises(UnsupportedError):
         load(tiny, kernels="attention=imaginary")
+
+
+def test_a_kernel_that_was_asked_for_need_not_serve_the_types_of_norms(rules, monkeypatch):
+    """The demo model's norms are F32, its matrices Q8_0."""
+    registry.candidates("quant_matmul", registry.Call("cpu", torch.float32))  # what ships, for good
+    monkeypatch.setattr(registry, "_KERNELS", {op: dict(k) for op, k in registry._KERNELS.items()})
+    reference = registry._KERNELS["quant_matmul"]["reference"].function
+    registry.register("quant_matmul", "mine", types={"Q8_0"})(reference)
+    registry.register("quant_matmul", "other", types={"Q4_K"})(reference)
+    with read_gguf(demo_model_path()) as demo:
+        plain, mine = (load(demo, kernels=rule).fingerprint for rule in ("", "quant_matmul=mine"))
+        assert mine != plain
+        with pytest.raises(UnsupportedError, match="other serves Q4_K, not Q8_0"):
+            load(demo, kernels="quant_matmul=other")
 
 
 def test_threads_are_set(tiny):

@@ -28,6 +28,7 @@ def test_the_table_is_what_the_registry_says_of_each_call(ranged):
         (("Q8_0",), "1-16", "few"),
         (("Q8_0",), "17-", None),
     ]
+    assert [c.others for c in table] == [("special",), (), (), ()]
     with pytest.raises(UnsupportedError):
         registry.select(ranged, registry.Call("cpu", torch.float32, "fast", "Q8_0", 17))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner
 
+from oxillama_torch.cli import bench_kernels
+from oxillama_torch.cli.bench import app as bench
 from oxillama_torch.cli.kernels import app
 from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.kernels import registry
@@ -34,7 +36,7 @@ def test_list_names_the_backend_and_the_rule():
     asked = ("--op", "quant_matmul", "--type", "q4_k", "--device", "cpu", "--kernels", rule)
     lines = [line for line in run("list", *asked).output.splitlines() if "│ fast " in line]
     assert "triton.gemv" in lines[0] and "1-2" in lines[0] and "asked for by rule" in lines[0]
-    assert "none" in lines[1] and "serves 1 to 2 rows" in lines[1]
+    assert "none" in lines[1] and "was asked for, but" in lines[1]
 
 
 @pytest.mark.interpret
@@ -61,3 +63,31 @@ def test_check_fails_on_a_wrong_backend(monkeypatch):
 def test_unknown_names_list_the_known_ones(arguments):
     with pytest.raises(UnsupportedError, match="supported: "):
         run("list", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "known"),
+    [
+        (("--op", "quant_matmul", "--backend", "none-such"), "reference"),
+        (("--captured", "--backend", "none-such"), "reference"),
+        (("--op", "embedding", "--type", "q4_k", "--k", "100"), "multiples of 256"),
+    ],
+)
+def test_check_refuses_what_it_cannot_check(arguments, known):
+    with pytest.raises(UnsupportedError, match=f"supported: .*{known}"):
+        run("check", *arguments, "--device", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "known"),
+    [
+        (("--backends", "none-such"), "reference"),
+        (("--m", "0"), "whole numbers"),
+        (("--types", "q4_k", "--shapes", "64x100"), "multiples of 256"),
+        (("--plot", "picture.none-such"), "."),
+    ],
+)
+def test_bench_refuses_before_it_measures(arguments, known, monkeypatch):
+    monkeypatch.setattr(bench_kernels, "measure_ceilings", lambda device: pytest.fail("measured"))
+    with pytest.raises(UnsupportedError, match=f"supported: .*{known}"):
+        CliRunner().invoke(bench, ("kernels", *arguments), catch_exceptions=False)
