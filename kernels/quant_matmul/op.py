@@ -21,14 +21,20 @@ def quant_matmul(
     weight: PackedTensor,
     bias: torch.Tensor | None = None,
     *,
+    residual: torch.Tensor | None = None,
     numerics: str = "invariant",
 ) -> torch.Tensor:
-    """``y = x @ dequantize(weight)^T + bias``, accumulated in float32.
+    """``y = x @ dequantize(weight)^T + bias + residual``, accumulated in float32.
+
+    Bias, then residual are added to the float32 sum; the result is rounded once, to the dtype of
+    ``x``. With a residual the op is ``quant_matmul_residual``, whose kernels are chosen by
+    themselves.
 
     Args:
         x: activations, float32, bfloat16 or float16 [M, K], with an 8-bit form or without.
         weight: packed weight of shape (N, K).
         bias: [N], any floating dtype; added in float32.
+        residual: [M, N], any floating dtype; it is left as it is.
         numerics: ``"invariant"`` (a row's bits depend on nothing else in the batch) or ``"fast"``.
 
     Returns:
@@ -39,10 +45,17 @@ def quant_matmul(
         UnsupportedError: no backend, or none that a rule allows, serves the call.
     """
     rows = plain(x)
-    if check_operands(rows, weight, bias) == 0:
+    check_operands(rows, weight, bias)
+    if residual is not None:
+        _check_residual(residual, rows, weight)
+    if len(rows) == 0:
         return rows.new_empty(0, weight.shape[0])
-    kernel = registry.select("quant_matmul", _call(rows, weight, numerics))
-    return kernel.function(rows, weight, bias, **options_of(kernel, x))
+    if residual is None:
+        kernel = registry.select("quant_matmul", _call(rows, weight, numerics))
+        return kernel.function(rows, weight, bias, **options_of(kernel, x))
+    kernel = registry.select("quant_matmul_residual", _call(rows, weight, numerics))
+    options = options_of(kernel, x)
+    return kernel.function(rows, weight, bias, residual, numerics=numerics, **options)
 
 
 def quant_matmul_experts(
@@ -112,6 +125,15 @@ def check_operands(x: torch.Tensor, weight: PackedTensor, bias: torch.Tensor | N
     return x.shape[0]
 
 
+def _check_residual(residual: torch.Tensor, x: torch.Tensor, weight: PackedTensor) -> None:
+    wanted = (x.shape[0], weight.shape[0])
+    if residual.shape != wanted:
+        raise ValueError(f"residual: got shape {tuple(residual.shape)}, wanted {wanted}")
+    if not residual.is_floating_point() or residual.device != x.device:
+        got = f"{residual.dtype} on {residual.device}"
+        raise ValueError(f"residual: got {got}, wanted a floating dtype on {x.device}")
+
+
 def _call(x: torch.Tensor, weight: PackedTensor, numerics: str) -> registry.Call:
     return registry.Call(
         device=x.device.type,
@@ -136,4 +158,5 @@ registry.declare(
 )
 registry.declare("quant_matmul_experts", f"{_HERE}.reference", f"{_HERE}.triton_experts")
 registry.declare("quant_matmul_gated", f"{_HERE}.separate", f"{_HERE}.triton_gated_matmul")
+registry.declare("quant_matmul_residual", f"{_HERE}.separate", f"{_HERE}.triton_residual")
 registry.declare("quant_matmul_segments", f"{_HERE}.separate", f"{_HERE}.triton_segments")

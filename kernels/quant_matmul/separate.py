@@ -16,7 +16,14 @@ from oxillama_torch.kernels.quant_matmul import reference
 from oxillama_torch.kernels.quant_matmul.op import quant_matmul
 from oxillama_torch.kernels.registry import register
 
-__all__ = ["gated_reference", "gated_separate", "segments_reference", "segments_separate"]
+__all__ = [
+    "gated_reference",
+    "gated_separate",
+    "residual_reference",
+    "residual_separate",
+    "segments_reference",
+    "segments_separate",
+]
 
 _SEPARATE = 1  # before the reference, after everything that is one launch
 
@@ -58,3 +65,30 @@ def gated_separate(
     """``quant_matmul``, then ``gated``."""
     gate, up = quant_matmul(x, weight, numerics=numerics).chunk(2, dim=1)
     return gated(gate, up, kind, numerics=numerics)
+
+
+@register("quant_matmul_residual", "reference")
+def residual_reference(
+    x: Tensor,
+    weight: PackedTensor,
+    bias: Tensor | None,
+    residual: Tensor,
+    numerics: str = "invariant",
+) -> Tensor:
+    """``quant_matmul`` with a residual; see there for what is rounded when."""
+    # In float32 throughout, so that nothing is rounded before the residual is added.
+    product = reference.quant_matmul(x.float(), weight, bias)
+    return (product + residual.float()).to(x.dtype)
+
+
+@register("quant_matmul_residual", "separate", priority=_SEPARATE)
+def residual_separate(
+    x: Tensor,
+    weight: PackedTensor,
+    bias: Tensor | None,
+    residual: Tensor,
+    numerics: str = "invariant",
+) -> Tensor:
+    """``quant_matmul`` with float32 results by whatever serves it, then the sum."""
+    product = quant_matmul(x.float(), weight, bias, numerics=numerics)
+    return (product + residual.float()).to(x.dtype)

@@ -54,9 +54,10 @@ def dp4a_tile(
 
 @triton.jit
 def dp4a_store(
-    tile, m, x, x_scales, x_sums, p0, p1, p2, p3, s0, s1, s2, s3, bias, out, N, K,
+    tile, m, x, x_scales, x_sums, p0, p1, p2, p3, s0, s1, s2, s3, bias, residual, out, N, K,
     UNIT: tl.constexpr, UNIT_WEIGHTS: tl.constexpr, USE_ASM: tl.constexpr,
-    HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, EVEN_K: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr,
 ):  # fmt: skip
     """Compute and store one tile of outputs for row m of x."""
     n = tile.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -66,15 +67,17 @@ def dp4a_store(
     )  # fmt: skip
     if HAS_BIAS:
         y += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        y += tl.load(residual + m * N + n, mask=n < N, other=0.0).to(tl.float32)
     tl.store(out + m * N + n, y.to(out.dtype.element_ty), mask=n < N)
 
 
 @triton.jit
 def dp4a_kernel(
-    x, x_scales, x_sums, p0, p1, p2, p3, s0, s1, s2, s3, bias, out, M, N, K,
+    x, x_scales, x_sums, p0, p1, p2, p3, s0, s1, s2, s3, bias, residual, out, M, N, K,
     UNIT: tl.constexpr, UNIT_WEIGHTS: tl.constexpr, USE_ASM: tl.constexpr,
-    HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr,
-    USE_PDL: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, EVEN_K: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr, USE_PDL: tl.constexpr,
 ):  # fmt: skip
     """Program i: outputs of tile i // M for row i % M; rows of one tile share W in the cache."""
     m = (tl.program_id(0) % M).to(tl.int64)
@@ -82,8 +85,8 @@ def dp4a_kernel(
     pdl_begin(USE_PDL)
     dp4a_store(
         tl.program_id(0) // M, m, x, x_scales, x_sums,
-        p0, p1, p2, p3, s0, s1, s2, s3, bias, out, N, K,
-        UNIT, UNIT_WEIGHTS, USE_ASM, HAS_BIAS, EVEN_K, BLOCK_N, BLOCK_U,
+        p0, p1, p2, p3, s0, s1, s2, s3, bias, residual, out, N, K,
+        UNIT, UNIT_WEIGHTS, USE_ASM, HAS_BIAS, HAS_RESIDUAL, EVEN_K, BLOCK_N, BLOCK_U,
     )  # fmt: skip
 
 
@@ -93,10 +96,11 @@ def launch(
     bias: torch.Tensor | None,
     config: Config,
     quantized: QuantizedRows | None = None,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Quantize x, if it is not yet, and run the kernel; ``config.block_k`` counts units.
 
-    Arguments as the op's.
+    Arguments as the ops'.
     """
     x = x if x.stride(1) == 1 else x.contiguous()
     (rows, inputs), outputs = x.shape, weight.shape[0]
@@ -104,10 +108,10 @@ def launch(
     unit, unit_weights = UNITS[weight.format.name]
     with launch_device(x):
         dp4a_kernel[(rows * triton.cdiv(outputs, config.block_n),)](
-            *integers_of(x, quantized), *weight.tile_args(), out if bias is None else bias, out,
-            rows, outputs, inputs,
+            *integers_of(x, quantized), *weight.tile_args(), out if bias is None else bias,
+            out if residual is None else residual.contiguous(), out, rows, outputs, inputs,
             UNIT=unit, UNIT_WEIGHTS=unit_weights, USE_ASM=not INTERPRET,
-            HAS_BIAS=bias is not None,
+            HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
             EVEN_K=inputs % (unit_weights * config.block_k) == 0,
             BLOCK_N=config.block_n, BLOCK_U=config.block_k,
             num_warps=config.num_warps, num_stages=config.num_stages,

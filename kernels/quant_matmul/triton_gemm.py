@@ -58,8 +58,9 @@ def tile_product(
 
 @triton.jit
 def gemm_tile(
-    n_tile, m_tile, x, x_stride, p0, p1, p2, p3, s0, s1, s2, s3, bias, out, M, N, K,
-    DECODE: tl.constexpr, DOT_DTYPE: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr,
+    n_tile, m_tile, x, x_stride, p0, p1, p2, p3, s0, s1, s2, s3, bias, residual, out, M, N, K,
+    DECODE: tl.constexpr, DOT_DTYPE: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Compute and store one tile of out."""
@@ -72,13 +73,17 @@ def gemm_tile(
     if HAS_BIAS:
         acc += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
     mask = (n < N)[:, None] & (m < M)[None, :]
-    tl.store(out + m[None, :] * N + n[:, None], acc.to(out.dtype.element_ty), mask=mask)
+    at = m[None, :] * N + n[:, None]
+    if HAS_RESIDUAL:
+        acc += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + at, acc.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def gemm_kernel(
-    x, x_stride, p0, p1, p2, p3, s0, s1, s2, s3, bias, out, M, N, K,
-    DECODE: tl.constexpr, DOT_DTYPE: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr,
+    x, x_stride, p0, p1, p2, p3, s0, s1, s2, s3, bias, residual, out, M, N, K,
+    DECODE: tl.constexpr, DOT_DTYPE: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, USE_PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (i, j): outputs of tile i for rows of tile j."""
@@ -86,15 +91,19 @@ def gemm_kernel(
     pdl_begin(USE_PDL)
     gemm_tile(
         tl.program_id(0), tl.program_id(1), x, x_stride,
-        p0, p1, p2, p3, s0, s1, s2, s3, bias, out, M, N, K,
-        DECODE, DOT_DTYPE, HAS_BIAS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
+        p0, p1, p2, p3, s0, s1, s2, s3, bias, residual, out, M, N, K,
+        DECODE, DOT_DTYPE, HAS_BIAS, HAS_RESIDUAL, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
 
 
 def launch(
-    x: torch.Tensor, weight: PackedTensor, bias: torch.Tensor | None, config: Config
+    x: torch.Tensor,
+    weight: PackedTensor,
+    bias: torch.Tensor | None,
+    config: Config,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Run the kernel with one config; arguments as the op's."""
+    """Run the kernel with one config; arguments as the ops'."""
     x = x if x.stride(1) == 1 else x.contiguous()
     (rows, inputs), outputs = x.shape, weight.shape[0]
     out = x.new_empty(rows, outputs)
@@ -102,10 +111,10 @@ def launch(
     grid = (triton.cdiv(outputs, config.block_n), triton.cdiv(rows, config.block_m))
     with launch_device(x):
         gemm_kernel[grid](
-            x, x.stride(0), *weight.tile_args(), out if bias is None else bias, out,
-            rows, outputs, inputs,
+            x, x.stride(0), *weight.tile_args(), out if bias is None else bias,
+            out if residual is None else residual.contiguous(), out, rows, outputs, inputs,
             DECODE=weight.format.decoder(dot == tl.bfloat16), DOT_DTYPE=dot,
-            HAS_BIAS=bias is not None,
+            HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
             EVEN_K=inputs % tile == 0,
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=tile,
             num_warps=config.num_warps, num_stages=config.num_stages,

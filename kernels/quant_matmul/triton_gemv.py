@@ -35,9 +35,9 @@ __all__ = ["gemv_kernel", "launch"]
 
 @triton.jit
 def gemv_kernel(
-    x, x_stride, p0, p1, p2, p3, s0, s1, s2, s3, bias, out, N, K,
-    DECODE: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, USE_PDL: tl.constexpr,
+    x, x_stride, p0, p1, p2, p3, s0, s1, s2, s3, bias, residual, out, N, K,
+    DECODE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, USE_PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (i, j): outputs of tile i for row j."""
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -58,23 +58,29 @@ def gemv_kernel(
     y = tl.sum(acc, axis=1)
     if HAS_BIAS:
         y += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        y += tl.load(residual + m * N + n, mask=n < N, other=0.0).to(tl.float32)
     tl.store(out + m * N + n, y.to(out.dtype.element_ty), mask=n < N)
 
 
 def launch(
-    x: torch.Tensor, weight: PackedTensor, bias: torch.Tensor | None, config: Config
+    x: torch.Tensor,
+    weight: PackedTensor,
+    bias: torch.Tensor | None,
+    config: Config,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Run the kernel with one config; arguments as the op's."""
+    """Run the kernel with one config; arguments as the ops'."""
     x = x if x.stride(1) == 1 else x.contiguous()
     (rows, inputs), outputs = x.shape, weight.shape[0]
     out = x.new_empty(rows, outputs)
     tile = block_k(weight.format, inputs, config.block_k)
     with launch_device(x):
         gemv_kernel[(triton.cdiv(outputs, config.block_n), rows)](
-            x, x.stride(0), *weight.tile_args(), out if bias is None else bias, out,
-            outputs, inputs,
+            x, x.stride(0), *weight.tile_args(), out if bias is None else bias,
+            out if residual is None else residual.contiguous(), out, outputs, inputs,
             DECODE=weight.format.decode_tile,
-            HAS_BIAS=bias is not None,
+            HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
             EVEN_K=inputs % tile == 0,
             BLOCK_N=config.block_n, BLOCK_K=tile,
             num_warps=config.num_warps, num_stages=config.num_stages,

@@ -66,14 +66,15 @@ def gemm_segments_kernel(
     pdl_begin(USE_PDL)
     if is_a:
         gemm_tile(
-            tile, m_tile, x, x_stride, a0, a1, a2, a3, sa0, sa1, sa2, sa3, bias_a, out_a, M, A, K,
-            DECODE_A, DOT_DTYPE, HAS_BIAS_A, True, BLOCK_M, BLOCK_N, BLOCK_K,
+            tile, m_tile, x, x_stride, a0, a1, a2, a3, sa0, sa1, sa2, sa3,
+            bias_a, out_a, out_a, M, A, K,
+            DECODE_A, DOT_DTYPE, HAS_BIAS_A, False, True, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
     else:
         gemm_tile(
             tile - tiles_a, m_tile, x, x_stride, b0, b1, b2, b3, sb0, sb1, sb2, sb3,
-            bias_b, out_b, M, B, K,
-            DECODE_B, DOT_DTYPE, HAS_BIAS_B, True, BLOCK_M, BLOCK_N, BLOCK_K,
+            bias_b, out_b, out_b, M, B, K,
+            DECODE_B, DOT_DTYPE, HAS_BIAS_B, False, True, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
 
 
@@ -98,14 +99,15 @@ def dp4a_segments_kernel(
     pdl_begin(USE_PDL)
     if is_a:
         dp4a_store(
-            tile, m, x, x_scales, x_sums, a0, a1, a2, a3, sa0, sa1, sa2, sa3, bias_a, out_a, A, K,
-            UNIT_A, WEIGHTS_A, USE_ASM, HAS_BIAS_A, EVEN_A, BLOCK_A, BLOCK_U,
+            tile, m, x, x_scales, x_sums, a0, a1, a2, a3, sa0, sa1, sa2, sa3,
+            bias_a, out_a, out_a, A, K,
+            UNIT_A, WEIGHTS_A, USE_ASM, HAS_BIAS_A, False, EVEN_A, BLOCK_A, BLOCK_U,
         )  # fmt: skip
     else:
         dp4a_store(
             tile - tiles_a, m, x, x_scales, x_sums, b0, b1, b2, b3, sb0, sb1, sb2, sb3,
-            bias_b, out_b, B, K,
-            UNIT_B, WEIGHTS_B, USE_ASM, HAS_BIAS_B, EVEN_B, BLOCK_B, BLOCK_U,
+            bias_b, out_b, out_b, B, K,
+            UNIT_B, WEIGHTS_B, USE_ASM, HAS_BIAS_B, False, EVEN_B, BLOCK_B, BLOCK_U,
         )  # fmt: skip
 
 

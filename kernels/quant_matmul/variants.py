@@ -81,6 +81,8 @@ DP4A_BUDGETS = {
 }
 
 _INPUTS = 4096  # a row length that every tile divides
+# What a kernel of one product has and that of a gated pair has not.
+_NOT_GATED = ("bias", "residual", "N", "HAS_BIAS", "HAS_RESIDUAL")
 
 _POINTERS = {
     torch.uint8: "*u8",
@@ -97,7 +99,8 @@ _POINTERS = {
 def variants() -> list[Variant]:
     """Every kernel for every format, with bfloat16 activations and the configs used on a GPU."""
     single = [variant for name in formats.known() for variant in _of_format(formats.get(name))]
-    return [*single, *_segments(formats.get("Q4_K"), formats.get("Q6_K")), _quantize()]
+    both = _segments(formats.get("Q4_K"), formats.get("Q6_K"))
+    return [*single, *_residual(formats.get("Q4_K")), *both, _quantize()]
 
 
 def _of_format(format: Format) -> list[Variant]:
@@ -112,19 +115,33 @@ def _of_format(format: Format) -> list[Variant]:
     ]
 
 
+def _residual(format: Format) -> list[Variant]:
+    """Kernels with bias and residual added after the loop, which should cost it nothing."""
+    return [
+        replace(
+            variant,
+            name=f"residual-{variant.name}",
+            constants=variant.constants | {"HAS_BIAS": True, "HAS_RESIDUAL": True},
+        )
+        for variant in _of_format(format)
+        if variant.name.startswith(("gemv-", "gemm16-", "dp4a-"))
+    ]
+
+
 def _variant(name: str, kernel: Any, format: Format, config: configs.Config) -> Variant:
     block_k = configs.block_k(format, _INPUTS, config.block_k)
     constants = {
         "DECODE": format.decoder("DOT_DTYPE" in kernel.arg_names),
         "DOT_DTYPE": tl.bfloat16,
         "HAS_BIAS": False,
+        "HAS_RESIDUAL": False,
         "EVEN_K": True,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": block_k,
     }
     arguments = {
-        **dict.fromkeys(("x", "bias", "out"), "*bf16"),
+        **dict.fromkeys(("x", "bias", "residual", "out"), "*bf16"),
         **dict.fromkeys(("x_stride", "M", "N", "K", "E"), "i32"),
         **dict.fromkeys(("order", "tile_expert", "tile_start", "expert_start"), "*i64"),
         **_planes(format),
@@ -163,7 +180,8 @@ def _dp4a(format: Format) -> Variant:
     config = configs.default("dp4a", format, 1)
     unit, unit_weights = UNITS[format.name]
     arguments = {
-        **{"x": "*i8", "x_scales": "*fp32", "x_sums": "*fp32", "bias": "*bf16", "out": "*bf16"},
+        **{"x": "*i8", "x_scales": "*fp32", "x_sums": "*fp32"},
+        **dict.fromkeys(("bias", "residual", "out"), "*bf16"),
         **{"M": "i32", "N": "i32", "K": "i32"},
         **_planes(format),
     }
@@ -176,6 +194,7 @@ def _dp4a(format: Format) -> Variant:
             "UNIT_WEIGHTS": unit_weights,
             "USE_ASM": True,
             "HAS_BIAS": False,
+            "HAS_RESIDUAL": False,
             "EVEN_K": True,
             "BLOCK_N": config.block_n,
             "BLOCK_U": config.block_k,
@@ -190,8 +209,8 @@ def _dp4a(format: Format) -> Variant:
 def _gated(format: Format) -> Variant:
     """Two products in one: as many weights again per turn of the loop."""
     gemm = _variant("gated16", gemm_kernel, format, configs.default("invariant", format, 1))
-    arguments = {n: t for n, t in gemm.arguments.items() if n not in ("bias", "N")} | {"F": "i32"}
-    constants = {n: c for n, c in gemm.constants.items() if n != "HAS_BIAS"} | {"KIND": "silu"}
+    arguments = {n: t for n, t in gemm.arguments.items() if n not in _NOT_GATED} | {"F": "i32"}
+    constants = {n: c for n, c in gemm.constants.items() if n not in _NOT_GATED} | {"KIND": "silu"}
     return replace(
         gemm,
         kernel=gemm_gated_kernel,
@@ -204,9 +223,11 @@ def _gated(format: Format) -> Variant:
 
 def _gated_dp4a(format: Format) -> Variant:
     single = _dp4a(format)
-    arguments = {n: t for n, t in single.arguments.items() if n not in ("bias", "N")}
+    arguments = {n: t for n, t in single.arguments.items() if n not in _NOT_GATED}
     arguments |= {"F": "i32"}
-    constants = {n: c for n, c in single.constants.items() if n != "HAS_BIAS"} | {"KIND": "silu"}
+    constants = {n: c for n, c in single.constants.items() if n not in _NOT_GATED} | {
+        "KIND": "silu"
+    }
     return replace(
         single,
         name=f"gated-dp4a-{format.name.lower()}",

@@ -23,7 +23,10 @@ from oxillama_torch.kernels.sampling.op import Settings
 __all__ = ["PACKED_OPS", "WRITTEN", "Case", "cases_of", "known_ops", "random_weight"]
 
 #: Ops whose second operand is a packed weight, so that its GGML type matters.
-PACKED_OPS = ("embedding", "quant_matmul", "quant_matmul_experts", "quant_matmul_gated")
+PACKED_OPS = (
+    "embedding", "quant_matmul", "quant_matmul_experts", "quant_matmul_gated",
+    "quant_matmul_residual",
+)  # fmt: skip
 #: Op -> positions of the operands that a call changes.
 WRITTEN = {"lora": (0,), "rope_store_kv": (7, 8)}
 
@@ -131,6 +134,12 @@ def _gated_matmul(call: Call, shape: tuple[int, int], weight: PackedTensor) -> l
     """The N outputs are those of gate and up together."""
     x, numerics = _randn(call, call.m, shape[1]), {"numerics": call.numerics}
     return [Case("quant_matmul_gated", call, (x, weight, "silu"), numerics, "silu")]
+
+
+def _residual(call: Call, shape: tuple[int, int], weight: PackedTensor) -> list[Case]:
+    bias, residual = torch.randn(shape[0], device=call.device), _randn(call, call.m, shape[0])
+    args, numerics = (_randn(call, call.m, shape[1]), weight, bias, residual), call.numerics
+    return [Case("quant_matmul_residual", call, args, {"numerics": numerics})]
 
 
 def _segments(call: Call, shape: tuple[int, int], _: None) -> list[Case]:
@@ -276,6 +285,7 @@ _MAKERS: dict[str, Callable[[Call, tuple[int, int], Any], list[Case]]] = {
     "quant_matmul": _matmul,
     "quant_matmul_experts": _experts,
     "quant_matmul_gated": _gated_matmul,
+    "quant_matmul_residual": _residual,
     "quant_matmul_segments": _segments,
     "rms_norm": _norm,
     "rms_norm_quantized": _norm_quantized,

@@ -30,6 +30,7 @@ def cost_of(op: str, args: Sequence[Any], out: Any) -> tuple[int, int]:
         "quant_matmul": _matmul,
         "quant_matmul_experts": _experts,
         "quant_matmul_gated": _matmul,
+        "quant_matmul_residual": _residual,
         "quant_matmul_segments": _segments,
     }.get(op)
     return special(args, out) if special else (_nbytes(args) + _nbytes(out), 0)
@@ -39,6 +40,11 @@ def _matmul(args: Sequence[Any], out: torch.Tensor) -> tuple[int, int]:
     x, weight = args[0], args[1]
     flops = 2 * x.shape[0] * weight.shape[0] * weight.shape[1]
     return weight.nbytes + _nbytes((x, out)), flops
+
+
+def _residual(args: Sequence[Any], out: torch.Tensor) -> tuple[int, int]:
+    nbytes, flops = _matmul(args, out)
+    return nbytes + _nbytes(args[3]), flops
 
 
 def _segments(args: Sequence[Any], outs: Sequence[torch.Tensor]) -> tuple[int, int]:
