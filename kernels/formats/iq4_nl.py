@@ -17,11 +17,14 @@ from torch import Tensor
 from oxillama_torch.gguf.types import GGMLType
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.formats.bits import float16_at, join_bytes, look_up, nibble_table
+from oxillama_torch.kernels.formats.pair_codes import coded_tile, lookup
+from oxillama_torch.kernels.formats.pairs import load_half
 from oxillama_torch.kernels.formats.tile import coded_nibbles, jit, tl
 
 # ``kvalues_iq4nl`` in ggml-common.h, from -127 to 113: dense where weights are.
 VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 TABLE = functools.partial(nibble_table, VALUES)
+LOOKUP = lookup(VALUES)
 
 
 def split(blocks: Tensor) -> dict[str, Tensor]:
@@ -51,4 +54,25 @@ def decode_tile(
     return w.reshape(BLOCK_N, BLOCK_K)
 
 
-FORMAT = Format(GGMLType.IQ4_NL, {"qs": 16, "d": 1}, split, join, decode, decode_tile, TABLE)
+@jit
+def decode_pairs(
+    p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """``decode_tile`` by ``pair_codes``."""
+    block = k0 // 32 + tl.arange(0, BLOCK_K // 32)
+    d = load_half(p1, s1, rows, row_mask, block)
+    word = (block * 4)[:, None] + tl.arange(0, 4)[None, :]
+    return coded_tile(p0, s0, rows, row_mask, word, d, p3, LOOKUP)
+
+
+FORMAT = Format(
+    GGMLType.IQ4_NL,
+    {"qs": 16, "d": 1},
+    split,
+    join,
+    decode,
+    decode_tile,
+    TABLE,
+    decode_pairs=decode_pairs,
+)

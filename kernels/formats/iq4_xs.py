@@ -23,7 +23,9 @@ from oxillama_torch.kernels.formats.bits import (
     look_up,
     nibble_pairs,
 )
-from oxillama_torch.kernels.formats.iq4_nl import TABLE, VALUES
+from oxillama_torch.kernels.formats.iq4_nl import LOOKUP, TABLE, VALUES
+from oxillama_torch.kernels.formats.pair_codes import coded_tile
+from oxillama_torch.kernels.formats.pairs import load_half
 from oxillama_torch.kernels.formats.tile import coded_nibbles, jit, tl
 
 
@@ -77,6 +79,27 @@ def decode_tile(
     return w.reshape(BLOCK_N, BLOCK_K)
 
 
+@jit
+def decode_pairs(
+    p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """``decode_tile`` by ``pair_codes``."""
+    group = k0 // 32 + tl.arange(0, BLOCK_K // 32)
+    d = load_half(p2, s2, rows, row_mask, group // 8)
+    scale_at = p1 + rows[:, None] * s1 + group[None, :]
+    scale = tl.load(scale_at, mask=row_mask[:, None], other=0).to(tl.float32)
+    word = (group * 4)[:, None] + tl.arange(0, 4)[None, :]
+    return coded_tile(p0, s0, rows, row_mask, word, d * scale, p3, LOOKUP)
+
+
 FORMAT = Format(
-    GGMLType.IQ4_XS, {"qs": 128, "scales": 8, "d": 1}, split, join, decode, decode_tile, TABLE
+    GGMLType.IQ4_XS,
+    {"qs": 128, "scales": 8, "d": 1},
+    split,
+    join,
+    decode,
+    decode_tile,
+    TABLE,
+    decode_pairs=decode_pairs,
 )

@@ -15,7 +15,8 @@ from torch import Tensor
 from oxillama_torch.gguf.types import GGMLType
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.formats.bits import join_bytes, look_up
-from oxillama_torch.kernels.formats.mxfp4 import TABLE, VALUES
+from oxillama_torch.kernels.formats.mxfp4 import LOOKUP, TABLE, VALUES
+from oxillama_torch.kernels.formats.pair_codes import coded_tile
 from oxillama_torch.kernels.formats.tile import coded_nibbles, jit, tl
 
 
@@ -42,6 +43,15 @@ def decode(out: Tensor, qs: Tensor, d: Tensor) -> None:
 
 
 @jit
+def scale_tile(p_d, s_d, rows, row_mask, group):
+    """``scale``, float32 [BLOCK_N, groups]."""
+    d_at = p_d + rows[:, None] * s_d + group[None, :]
+    e = tl.load(d_at, mask=row_mask[:, None], other=0).to(tl.int16)
+    d = ((e & 0x7F) << 7).to(tl.float16, bitcast=True).to(tl.float32) * 128.0
+    return tl.where(e == 0x7F, 0.0, d)
+
+
+@jit
 def decode_tile(
     p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -49,13 +59,32 @@ def decode_tile(
     """Planes: qs, d; then the table of VALUES."""
     group = k0 // 16 + tl.arange(0, BLOCK_K // 16)
     mask = row_mask[:, None]
-    e = tl.load(p1 + rows[:, None] * s1 + group[None, :], mask=mask, other=0).to(tl.int16)
-    d = ((e & 0x7F) << 7).to(tl.float16, bitcast=True).to(tl.float32) * 128.0
-    d = tl.where(e == 0x7F, 0.0, d)
+    d = scale_tile(p1, s1, rows, row_mask, group)
     byte = (group * 8)[:, None] + tl.arange(0, 8)[None, :]
     qs = tl.load(p0 + rows[:, None, None] * s0 + byte[None], mask=mask[:, :, None], other=0)
     w = coded_nibbles(p3, qs.to(tl.int32)) * d[:, :, None]
     return w.reshape(BLOCK_N, BLOCK_K)
 
 
-FORMAT = Format(GGMLType.NVFP4, {"qs": 32, "d": 4}, split, join, decode, decode_tile, TABLE)
+@jit
+def decode_pairs(
+    p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """``decode_tile`` by ``pair_codes``."""
+    group = k0 // 16 + tl.arange(0, BLOCK_K // 16)
+    d = scale_tile(p1, s1, rows, row_mask, group)
+    word = (group * 2)[:, None] + tl.arange(0, 2)[None, :]
+    return coded_tile(p0, s0, rows, row_mask, word, d, p3, LOOKUP)
+
+
+FORMAT = Format(
+    GGMLType.NVFP4,
+    {"qs": 32, "d": 4},
+    split,
+    join,
+    decode,
+    decode_tile,
+    TABLE,
+    decode_pairs=decode_pairs,
+)

@@ -18,6 +18,7 @@ from __future__ import annotations
 from oxillama_torch.kernels.formats.tile import jit, tl
 
 __all__ = [
+    "ASM",
     "exact",
     "four_runs",
     "in_order",
@@ -25,16 +26,20 @@ __all__ = [
     "load_half",
     "load_halves",
     "low_and_high",
+    "rounded",
     "scaled",
     "scaled_less",
     "sides",
+    "two_and_two",
     "two_runs",
 ]
 
+ASM = None
 if tl is not None:
     from triton import knobs
 
-    _ASM = tl.constexpr(not knobs.runtime.interpret)
+    # Whether to use instructions, which are not interpreted.
+    ASM = tl.constexpr(not knobs.runtime.interpret)
 
 
 @jit
@@ -122,7 +127,7 @@ def two_runs(q0, q1):
 @jit
 def _plus_128(fours):
     """Bytes as the last bits of bfloat16 from 128 on."""
-    if _ASM:
+    if ASM:
         first, second = tl.inline_asm_elementwise(
             "prmt.b32 $0, $2, 0x43434343, 0x4140; prmt.b32 $1, $2, 0x43434343, 0x4342;",
             "=r,=r,r", [fours], (tl.int32, tl.int32), True, 1,
@@ -130,8 +135,13 @@ def _plus_128(fours):
     else:
         first = (fours & 0xFF) | (fours & 0xFF00) << 8 | 0x43004300
         second = (fours >> 16) & 0xFF | (fours >> 8) & 0xFF0000 | 0x43004300
-    words = tl.join(first, second)
-    return words.reshape(fours.shape[0], fours.shape[1], 2 * fours.shape[2])
+    return two_and_two(first, second)
+
+
+@jit
+def two_and_two(first, second):
+    """The first and the second word of each four weights, [N, G, W / 2] each -> [N, G, W]."""
+    return tl.join(first, second).reshape(first.shape[0], first.shape[1], 2 * first.shape[2])
 
 
 @jit
@@ -143,26 +153,26 @@ def _word(HALF: tl.constexpr):
 @jit
 def _twice(x):
     """float32 -> words of twice its bfloat16."""
-    if _ASM:
+    if ASM:
         return tl.inline_asm_elementwise(
             "cvt.rn.bf16x2.f32 $0, $1, $1;", "=r,r", [x], tl.int32, True, 1
         )
     else:
-        half = _rounded(x)
+        half = rounded(x)
         return half | half << 16
 
 
 @jit
 def _fused(a, b, c):
     """``a * b + c`` of both bfloat16 of each word, rounded once."""
-    if _ASM:
+    if ASM:
         return tl.inline_asm_elementwise(
             "fma.rn.bf16x2 $0, $1, $2, $3;", "=r,r,r,r", [a, b, c], tl.int32, True, 1
         )
     else:
         low = _float(a << 16) * _float(b << 16) + _float(c << 16)
         high = _float(a) * _float(b) + _float(c)
-        return _rounded(low) | _rounded(high) << 16
+        return rounded(low) | rounded(high) << 16
 
 
 @jit
@@ -172,7 +182,7 @@ def _float(word):
 
 
 @jit
-def _rounded(x):
+def rounded(x):
     """Bits of the bfloat16 nearest to a float32, half to even: int32."""
     bits = x.to(tl.int32, bitcast=True)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) & 0xFFFF

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from oxillama_torch.gguf.types import GGMLType
+from oxillama_torch.kernels.formats import pairs
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.formats.bits import crumbs, float16_at, join_bytes
 from oxillama_torch.kernels.formats.tile import crumbs_tile, jit, small_to_float, tl
@@ -43,4 +44,40 @@ def decode_tile(
     return q.reshape(BLOCK_N, BLOCK_K) * d[:, None]
 
 
-FORMAT = Format(GGMLType.TQ2_0, {"qs": 64, "d": 1}, split, join, decode, decode_tile)
+@jit
+def run_tile(q, d):
+    """A run of 32 of each half: its quants, four to an int32 -> its weights, in words of two."""
+    return pairs.scaled(pairs.exact(q & 0x03030303, 1), d)
+
+
+@jit
+def decode_pairs(
+    p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """``decode_tile`` by ``pairs``."""
+    side = pairs.sides(k0, BLOCK_K)
+    d = pairs.load_half(p1, s1, rows, row_mask, side // 4)
+    q = pairs.load_fours(p0, s0, rows, row_mask, (side * 4)[:, None] + tl.arange(0, 4)[None, :])
+    if BLOCK_K == 64:
+        q = q >> k0 // 64 % 2 * 4
+        return pairs.two_runs(run_tile(q, d), run_tile(q >> 2, d))
+    else:
+        q0, q1, q2, q3 = (
+            run_tile(q, d),
+            run_tile(q >> 2, d),
+            run_tile(q >> 4, d),
+            run_tile(q >> 6, d),
+        )
+        return pairs.four_runs(q0, q1, q2, q3)
+
+
+FORMAT = Format(
+    GGMLType.TQ2_0,
+    {"qs": 64, "d": 1},
+    split,
+    join,
+    decode,
+    decode_tile,
+    decode_pairs=decode_pairs,
+)
