@@ -19,7 +19,9 @@ from oxillama_torch.kernels.formats.tile import jit, tl
 
 __all__ = [
     "ASM",
+    "crumbs",
     "exact",
+    "four_each",
     "four_runs",
     "in_order",
     "load_fours",
@@ -30,6 +32,8 @@ __all__ = [
     "scaled",
     "scaled_less",
     "sides",
+    "signed",
+    "twice",
     "two_and_two",
     "two_runs",
 ]
@@ -77,13 +81,13 @@ def exact(fours, OFFSET: tl.constexpr):
 @jit
 def scaled(words, scale):
     """``q * scale``: words [N, G, W], scale float32 [N, G]."""
-    return _fused(words, _twice(scale)[:, :, None], _word(0x8000))
+    return _fused(words, twice(scale)[:, :, None], _word(0x8000))
 
 
 @jit
 def scaled_less(words, scale, least):
     """``q * scale - least``: words [N, G, W], scale and least float32 [N, G]."""
-    return _fused(words, _twice(scale)[:, :, None], _twice(-least)[:, :, None])
+    return _fused(words, twice(scale)[:, :, None], twice(-least)[:, :, None])
 
 
 @jit
@@ -145,13 +149,47 @@ def two_and_two(first, second):
 
 
 @jit
+def four_each(a, b, c, d):
+    """Four words side by side: int32 [N, G, W] each -> [N, G, 4 W]."""
+    words = tl.join(tl.join(a, c), tl.join(b, d))
+    return words.reshape(a.shape[0], a.shape[1], 4 * a.shape[2])
+
+
+@jit
+def crumbs(fours, BYTE: tl.constexpr):
+    """``q - 1`` of the lower two of the four 2-bit quants of a byte: words [N, G, W]."""
+    if ASM:
+        select = tl.full((1, 1), 0x4040 + 0x0101 * BYTE, tl.int32)
+        both = tl.inline_asm_elementwise(
+            "prmt.b32 $0, $1, 0x43434343, $2;", "=r,r,r", [fours, select], tl.int32, True, 1
+        )
+    else:
+        byte = (fours >> 8 * BYTE) & 0xFF
+        both = byte | byte << 16 | 0x43004300
+    # 128 + q, and 128 + 4 q of the second: its bits stay where they are, and a quarter is taken.
+    quarter = tl.full((1, 1), 0x3E803F80, tl.uint32).to(tl.int32, bitcast=True)
+    less = tl.full((1, 1), 0xC204C301, tl.uint32).to(tl.int32, bitcast=True)  # 129 and 33
+    return _fused(both & -0x00F300FD, quarter, less)
+
+
+@jit
+def signed(bits, minus, FIRST: tl.constexpr):
+    """Words ``minus`` with the signs turned that bits FIRST and FIRST + 1 of int32 name."""
+    if FIRST < 16:
+        low = bits << (15 - FIRST)
+    else:
+        low = bits >> (FIRST - 15)
+    return minus ^ (low & 0x8000 | (bits << (30 - FIRST)) & -0x80000000)
+
+
+@jit
 def _word(HALF: tl.constexpr):
     """Twice the same 16 bits, int32 [1, 1, 1]."""
     return tl.full((1, 1, 1), HALF * 65537, tl.uint32).to(tl.int32, bitcast=True)
 
 
 @jit
-def _twice(x):
+def twice(x):
     """float32 -> words of twice its bfloat16."""
     if ASM:
         return tl.inline_asm_elementwise(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from oxillama_torch.gguf.types import GGMLType
+from oxillama_torch.kernels.formats import pairs
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.formats.bits import bit_planes, float16_at, join_bytes
 from oxillama_torch.kernels.formats.tile import jit, small_to_float, take8, tl
@@ -45,4 +46,42 @@ def decode_tile(
     return (sign * d.to(tl.float32)[:, :, None]).reshape(BLOCK_N, BLOCK_K)
 
 
-FORMAT = Format(GGMLType.Q1_0, {"qs": 16, "d": 1}, split, join, decode, decode_tile)
+@jit
+def four_signed(bits, minus, FIRST: tl.constexpr):
+    """Four words of two weights from bit FIRST of int32 [BLOCK_N, runs] on: [..., 1, 4].
+
+    ``minus`` is twice the bfloat16 ``-d``, whose signs the bits of a word turn.
+    """
+    a, b = pairs.signed(bits, minus, FIRST), pairs.signed(bits, minus, FIRST + 2)
+    c, d = pairs.signed(bits, minus, FIRST + 4), pairs.signed(bits, minus, FIRST + 6)
+    return pairs.four_each(a, b, c, d)
+
+
+@jit
+def decode_pairs(
+    p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """``decode_tile`` by ``pairs``."""
+    run = k0 // 32 + tl.arange(0, BLOCK_K // 32)
+    d = pairs.load_half(p1, s1, rows, row_mask, run // 4)
+    bits = pairs.load_fours(p0, s0, rows, row_mask, run[:, None])
+    minus = pairs.twice(-d)[:, :, None]
+    words = pairs.four_each(
+        four_signed(bits, minus, 0),
+        four_signed(bits, minus, 8),
+        four_signed(bits, minus, 16),
+        four_signed(bits, minus, 24),
+    )
+    return pairs.in_order(words.reshape(BLOCK_N, BLOCK_K // 32, 4, 4).permute(0, 1, 3, 2))
+
+
+FORMAT = Format(
+    GGMLType.Q1_0,
+    {"qs": 16, "d": 1},
+    split,
+    join,
+    decode,
+    decode_tile,
+    decode_pairs=decode_pairs,
+)

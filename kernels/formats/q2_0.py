@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from oxillama_torch.gguf.types import GGMLType
+from oxillama_torch.kernels.formats import pairs
 from oxillama_torch.kernels.formats.base import Format
 from oxillama_torch.kernels.formats.bits import crumbs, float16_at, join_bytes
 from oxillama_torch.kernels.formats.tile import jit, small_to_float, take4, tl
@@ -46,4 +47,36 @@ def decode_tile(
     return (q * d.to(tl.float32)[:, :, None]).reshape(BLOCK_N, BLOCK_K)
 
 
-FORMAT = Format(GGMLType.Q2_0, {"qs": 16, "d": 1}, split, join, decode, decode_tile)
+@jit
+def decode_pairs(
+    p0, p1, p2, p3, s0, s1, s2, s3, rows, row_mask, k0, K,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """``decode_tile`` by ``pairs``."""
+    run = k0 // 32 + tl.arange(0, BLOCK_K // 32)  # 32 weights in eight bytes
+    d = pairs.load_half(p1, s1, rows, row_mask, run // 2)
+    word = (run * 2)[:, None] + tl.arange(0, 2)[None, :]
+    qs = pairs.load_fours(p0, s0, rows, row_mask, word)
+    high = qs >> 4  # the third and the fourth quant of each byte
+    first = pairs.four_each(
+        pairs.crumbs(qs, 0), pairs.crumbs(high, 0),
+        pairs.crumbs(qs, 1), pairs.crumbs(high, 1),
+    )  # fmt: skip
+    second = pairs.four_each(
+        pairs.crumbs(qs, 2), pairs.crumbs(high, 2),
+        pairs.crumbs(qs, 3), pairs.crumbs(high, 3),
+    )  # fmt: skip
+    words = tl.join(first, second).reshape(BLOCK_N, BLOCK_K // 32, 2, 4, 2)
+    words = words.permute(0, 1, 2, 4, 3).reshape(BLOCK_N, BLOCK_K // 32, 16)
+    return pairs.in_order(pairs.scaled(words, d))
+
+
+FORMAT = Format(
+    GGMLType.Q2_0,
+    {"qs": 16, "d": 1},
+    split,
+    join,
+    decode,
+    decode_tile,
+    decode_pairs=decode_pairs,
+)
