@@ -27,7 +27,7 @@ from oxillama_torch.kernels.formats.pairs import (
 )
 from oxillama_torch.kernels.formats.tile import jit, tl
 
-__all__ = ["coded_words", "lookup", "lookup_ptx"]
+__all__ = ["bytes_ptx", "coded_tile", "coded_words", "lookup", "lookup_ptx"]
 
 
 def lookup(values: Sequence[int]) -> Any:
@@ -45,29 +45,52 @@ def lookup_ptx(values: Sequence[int]) -> str:
         values: 16 integers from -256 to 256, all of them bfloat16.
     """
     halves = [struct.pack("<f", value)[2:] for value in values]
-    lines = [
-        "{ .reg .b32 s, c, s1, c1, a, b, l0, h0, l1, h1;",
-        "and.b32 s, $4, 0x77777777;",
-        # Selectors i or i + 4: the byte of the first eight entries or of the others.
-        "shr.u32 c, $4, 1;",
+    lines = [*_selectors("$4"), ".reg .b32 l, l1, h, h1;"]
+    for byte, name in enumerate("lh"):
+        lines += _pick(bytes(half[byte] for half in halves), name)
+    lines += ["prmt.b32 $0, l, h, 0x6240;", "prmt.b32 $1, l1, h1, 0x6240;"]
+    lines += ["prmt.b32 $2, l, h, 0x7351;", "prmt.b32 $3, l1, h1, 0x7351;"]
+    return "\n".join(["{", *lines, "}"])
+
+
+def bytes_ptx(values: Sequence[int]) -> str:
+    """PTX: eight codes -> two words of four int8, of the low nibbles and of the high ones.
+
+    Args:
+        values: 16 integers from -128 to 127; input 2 is the word of codes.
+    """
+    lines = [*_selectors("$2"), ".reg .b32 v, v1;", *_pick(struct.pack("<16b", *values), "v")]
+    lines += ["prmt.b32 $0, v, v1, 0x6420;", "prmt.b32 $1, v, v1, 0x7531;"]
+    return "\n".join(["{", *lines, "}"])
+
+
+def _selectors(codes: str) -> list[str]:
+    """s: three bits of each of the first four codes; c: i, or i + 4 where code i has its fourth.
+
+    s1 and c1 are the same of the other four codes.
+    """
+    return [
+        ".reg .b32 s, c, s1, c1, a, b;",
+        f"and.b32 s, {codes}, 0x77777777;",
+        f"shr.u32 c, {codes}, 1;",
         "lop3.b32 c, c, 0x44444444, 0x32103210, 0xEA;",
         "shr.u32 s1, s, 16;",
         "shr.u32 c1, c, 16;",
     ]
-    for byte, name in enumerate("lh"):
-        table = bytes(half[byte] for half in halves)
-        words = [f"0x{word:08X}" for word in struct.unpack("<4I", table)]
-        for half in ("", "1"):
-            out = f"{name}{half or 0}"
-            if table[:8] == table[8:]:
-                lines.append(f"prmt.b32 {out}, {words[0]}, {words[1]}, s{half};")
-                continue
-            lines.append(f"prmt.b32 a, {words[0]}, {words[1]}, s{half};")
-            lines.append(f"prmt.b32 b, {words[2]}, {words[3]}, s{half};")
-            lines.append(f"prmt.b32 {out}, a, b, c{half};")
-    for output, (half, selector) in enumerate([(0, 0x6240), (1, 0x6240), (0, 0x7351), (1, 0x7351)]):
-        lines.append(f"prmt.b32 ${output}, l{half}, h{half}, 0x{selector:04X};")
-    return "\n".join([*lines, "}"])
+
+
+def _pick(table: bytes, name: str) -> list[str]:
+    """Bytes of a table of 16: ``name`` by the first four codes, ``name1`` by the others."""
+    words = [f"0x{word:08X}" for word in struct.unpack("<4I", table)]
+    lines = []
+    for which in ("", "1"):
+        if table[:8] == table[8:]:
+            lines.append(f"prmt.b32 {name}{which}, {words[0]}, {words[1]}, s{which};")
+        else:
+            lines.append(f"prmt.b32 a, {words[0]}, {words[1]}, s{which};")
+            lines.append(f"prmt.b32 b, {words[2]}, {words[3]}, s{which};")
+            lines.append(f"prmt.b32 {name}{which}, a, b, c{which};")
+    return lines
 
 
 @jit

@@ -54,9 +54,10 @@ _INTERPRETED_DP4A = Config(1, 256, 8, num_warps=1)
 # Chosen by counting instructions per weight, registers and shared memory on the cross-compiled
 # kernels, not by timing them.
 _GEMV = Config(1, 8, 256, num_warps=2)
-# dp4a counts block_k in units of its formats. Q5_K and Q6_K need more registers.
+# dp4a counts block_k in units of its formats. Some need more registers.
 _DP4A = Config(1, 8, 32, num_warps=1)
 _DP4A_WIDE = Config(1, 4, 32, num_warps=1)
+_NEED_REGISTERS = ("Q2_K", "Q3_K", "Q5_K", "Q6_K")
 _INVARIANT = Config(16, 64, 128, num_warps=4)
 # (largest M, config); the last serves every larger M.
 _GEMM = (
@@ -108,7 +109,7 @@ def default(kernel: str, format: Format, rows: int, dtype: torch.dtype = torch.b
     if INTERPRET:
         return _INTERPRETED_DP4A if kernel == "dp4a" else _INTERPRETED
     if kernel == "dp4a":
-        return _DP4A_WIDE if format.name in ("Q5_K", "Q6_K") else _DP4A
+        return _DP4A_WIDE if format.name in _NEED_REGISTERS else _DP4A
     if kernel == "gemm":
         configs = _GEMM[:-1] if dtype == torch.float32 else _GEMM
         found = (config for most, config in configs if most is None or rows <= most)

@@ -23,7 +23,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from oxillama_torch.kernels.formats.iq4_nl import VALUES
+from oxillama_torch.kernels.formats.pair_codes import bytes_ptx
+
 __all__ = ["UNITS"]
+
+IQ4_BYTES = tl.constexpr(bytes_ptx(VALUES))
 
 
 @triton.jit
@@ -234,6 +239,100 @@ def q6_k(
     return total * half_at(p3, s3, n, u // 4, mask)
 
 
+@triton.jit
+def sum16(x, USE_ASM: tl.constexpr):
+    """Sums of 16 activations, int32 [1, BLOCK_U]: those that come with them are per 32."""
+    return dot16(tl.full(x.shape, 0x01010101, tl.int32), x, USE_ASM)
+
+
+@triton.jit
+def q2_k(
+    p0, p1, p2, p3, s0, s1, s2, s3, n, u, mask, x, x_scales, x_sums, x_mask, USE_ASM: tl.constexpr
+):
+    """Planes qs, scales, (d, dmin): ``d * sc * dot - dmin * m * sum`` per group of 16.
+
+    Units 2 h and 2 h + 1 take the two halves of each of the four groups of 32 in h, half a block.
+    """
+    h, side = u // 2, u % 2
+    w = w_words(p0, s0, n, u * 4, mask)
+    # Eight bytes of scales and minima in two loads; this side's are every other byte.
+    at = p1.to(tl.pointer_type(tl.int32)) + (n * (s1 // 4))[:, None] + (h * 2)[None, :]
+    shift = (side * 8)[None, :]
+    scales0 = tl.load(at, mask=mask, other=0) >> shift
+    scales1 = tl.load(at + 1, mask=mask, other=0) >> shift
+    dots, mins = 0.0, 0.0
+    for i in tl.static_range(4):
+        activations = x_words(x, h * 32 + i * 8 + side * 4, x_mask)
+        factor = x_factor(x_scales, h * 4 + i, x_mask)
+        packed = (scales0 if i < 2 else scales1) >> 16 * (i % 2)
+        dot = dot16((w >> 2 * i) & 0x03030303, activations, USE_ASM).to(tl.float32)
+        dots += dot * factor * (packed & 15).to(tl.float32)
+        total = sum16(activations, USE_ASM).to(tl.float32) * factor
+        mins += total * (packed >> 4 & 15).to(tl.float32)
+    d, dmin = halves_at(p2, s2, n, u // 4, mask)
+    return d * dots - dmin * mins
+
+
+@triton.jit
+def q3_k(
+    p0, p1, p2, p3, s0, s1, s2, s3, n, u, mask, x, x_scales, x_sums, x_mask, USE_ASM: tl.constexpr
+):
+    """Planes qs, hmask, scales, d: ``d * sc * (dot - 4 * sum)`` per group of 16; units as Q2_K."""
+    h, side = u // 2, u % 2
+    w = w_words(p0, s0, n, u * 4, mask)
+    high = w_words(p1, s1, n, u // 4 * 8 + side * 4, mask) >> (h % 2 * 4)[None, :, None]
+    at = p2.to(tl.pointer_type(tl.int32)) + (n * (s2 // 4))[:, None] + (h * 2)[None, :]
+    shift = (side * 8)[None, :]
+    scales0 = tl.load(at, mask=mask, other=0) >> shift
+    scales1 = tl.load(at + 1, mask=mask, other=0) >> shift
+    total = 0.0
+    for i in tl.static_range(4):
+        activations = x_words(x, h * 32 + i * 8 + side * 4, x_mask)
+        q = (w >> 2 * i) & 0x03030303 | (high << 2 >> i) & 0x04040404
+        dot = dot16(q, activations, USE_ASM) - 4 * sum16(activations, USE_ASM)
+        sc = ((scales0 if i < 2 else scales1) >> 16 * (i % 2)).to(tl.int8).to(tl.float32)
+        total += dot.to(tl.float32) * x_factor(x_scales, h * 4 + i, x_mask) * sc
+    return total * half_at(p3, s3, n, u // 4, mask)
+
+
+@triton.jit
+def coded_block32(w, table, x, u, x_mask, PTX: tl.constexpr, USE_ASM: tl.constexpr):
+    """``block32`` of codes that stand for int8, by ``pair_codes``; interpreted, by the table."""
+    if USE_ASM:
+        low, high = tl.inline_asm_elementwise(
+            PTX, "=r,=r,r", [w], (tl.int32, tl.int32), is_pure=True, pack=1
+        )
+    else:
+        low, high = tl.zeros_like(w), tl.zeros_like(w)
+        for byte in tl.static_range(4):
+            pair = tl.load(table + (w >> 8 * byte & 255)).to(tl.int32)
+            low |= (pair - 128 & 255) << 8 * byte
+            high |= ((pair >> 8) - 128 & 255) << 8 * byte
+    dot = dot16(low, x_words(x, u * 8, x_mask), USE_ASM)
+    return (dot + dot16(high, x_words(x, u * 8 + 4, x_mask), USE_ASM)).to(tl.float32)
+
+
+@triton.jit
+def iq4_nl(
+    p0, p1, p2, p3, s0, s1, s2, s3, n, u, mask, x, x_scales, x_sums, x_mask, USE_ASM: tl.constexpr
+):
+    """Planes qs, d, then the table: ``d * dot``."""
+    w = w_words(p0, s0, n, u * 4, mask)
+    dot = coded_block32(w, p3, x, u, x_mask, IQ4_BYTES, USE_ASM)
+    return dot * (half_at(p1, s1, n, u, mask) * x_factor(x_scales, u, x_mask))
+
+
+@triton.jit
+def iq4_xs(
+    p0, p1, p2, p3, s0, s1, s2, s3, n, u, mask, x, x_scales, x_sums, x_mask, USE_ASM: tl.constexpr
+):
+    """Planes qs, scales, d, then the table: ``d * sc * dot``."""
+    w = w_words(p0, s0, n, u * 4, mask)
+    dot = coded_block32(w, p3, x, u, x_mask, IQ4_BYTES, USE_ASM)
+    sc = tl.load(p1 + (n * s1)[:, None] + u[None, :], mask=mask, other=0).to(tl.float32)
+    return dot * (half_at(p2, s2, n, u // 8, mask) * sc * x_factor(x_scales, u, x_mask))
+
+
 # GGML type -> (function, weights per unit).
 UNITS = {
     "Q4_0": (q4_0, 32),
@@ -244,4 +343,8 @@ UNITS = {
     "Q4_K": (q4_k, 64),
     "Q5_K": (q5_k, 64),
     "Q6_K": (q6_k, 64),
+    "Q2_K": (q2_k, 64),
+    "Q3_K": (q3_k, 64),
+    "IQ4_NL": (iq4_nl, 32),
+    "IQ4_XS": (iq4_xs, 32),
 }

@@ -78,6 +78,10 @@ DP4A_BUDGETS = {
     "q4_k": 1.5,
     "q5_k": 2.4,
     "q6_k": 2.4,
+    "q2_k": 2.3,
+    "q3_k": 2.6,
+    "iq4_nl": 3.1,
+    "iq4_xs": 3.3,
 }
 
 _INPUTS = 4096  # a row length that every tile divides

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("triton")
 
 from oxillama_torch.kernels.formats import iq4_nl, mxfp4  # noqa: E402
-from oxillama_torch.kernels.formats.pair_codes import lookup_ptx  # noqa: E402
+from oxillama_torch.kernels.formats.pair_codes import bytes_ptx, lookup_ptx  # noqa: E402
 
 
 def prmt(a: int, b: int, selector: int) -> int:
@@ -41,9 +41,9 @@ OPERATIONS = {
 }
 
 
-def run(ptx: str, codes: int) -> list[int]:
-    """The four outputs for one word of codes."""
-    registers = {"$4": codes}
+def run(ptx: str, codes: int, outputs: int) -> list[int]:
+    """The outputs for one word of codes, the input after them."""
+    registers = {f"${outputs}": codes}
     statements = [part.strip() for part in ptx.strip("{} \n").split(";")]
     for statement in filter(None, statements):
         if statement.startswith(".reg"):
@@ -51,7 +51,7 @@ def run(ptx: str, codes: int) -> list[int]:
         name, target, *operands = re.split(r"[ ,]+", statement)
         values = [registers[o] if o in registers else int(o, 0) for o in operands]
         registers[target] = OPERATIONS[name](*values)
-    return [registers[f"${output}"] for output in range(4)]
+    return [registers[f"${output}"] for output in range(outputs)]
 
 
 @pytest.mark.parametrize("values", [iq4_nl.VALUES, mxfp4.VALUES], ids=["iq4", "fp4"])
@@ -60,9 +60,18 @@ def test_every_byte_gives_its_values(values):
     for byte in range(256):
         # Four different bytes, and every byte in every place.
         codes = bytes((byte + step) % 256 for step in (0, 77, 130, 201))
-        words = run(ptx, int.from_bytes(codes, "little"))
+        words = run(ptx, int.from_bytes(codes, "little"), 4)
         low, high = struct.pack("<2I", *words[:2]), struct.pack("<2I", *words[2:])
         for bits, wanted in ((low, [c & 15 for c in codes]), (high, [c >> 4 for c in codes])):
             halves = struct.unpack("<4H", bits)
             got = [struct.unpack("<f", struct.pack("<I", half << 16))[0] for half in halves]
             assert got == [values[code] for code in wanted]
+
+
+def test_every_byte_gives_its_int8():
+    ptx = bytes_ptx(iq4_nl.VALUES)
+    for byte in range(256):
+        codes = bytes((byte + step) % 256 for step in (0, 77, 130, 201))
+        words = struct.pack("<2I", *run(ptx, int.from_bytes(codes, "little"), 2))
+        wanted = [*(c & 15 for c in codes), *(c >> 4 for c in codes)]
+        assert list(struct.unpack("<8b", words)) == [iq4_nl.VALUES[code] for code in wanted]
