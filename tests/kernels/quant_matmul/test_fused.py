@@ -135,7 +135,7 @@ def test_a_rule_for_the_single_products_holds_for_fused_ones():
     [
         ("Q4_K", "triton.gemm", "two weights, not 1"),
         ("Q4_K+F16", "triton.gemm", "block-quantized"),
-        ("Q4_K+Q3_K", "triton.dp4a", "integer form of Q3_K"),
+        ("Q4_K+IQ1_S", "triton.dp4a", "integer form of IQ1_S"),
     ],
 )
 def test_what_fused_kernels_refuse(types, backend, reason):
