@@ -55,7 +55,8 @@ def plot_table(rows: Sequence[Row], title: str, path: Path) -> None:
     lines = -(-len(panels) // columns)
     figure = Figure((columns * _PANEL[0], lines * _PANEL[1] + 0.8), layout="constrained")
     wide = int(columns * _PANEL[0] * _LETTERS_PER_INCH)
-    figure.suptitle("\n".join(wrap(title, wide)), fontsize=9)
+    lines_of_title = [part for line in title.splitlines() for part in wrap(line, wide)]
+    figure.suptitle("\n".join(lines_of_title), fontsize=9)
     for place, panel in enumerate(panels, 1):
         axes = figure.add_subplot(lines, columns, place)
         _draw(axes, [row for row in timed if (row.type or row.op, row.label) == panel])
@@ -72,6 +73,8 @@ def _draw(axes, rows: Sequence[Row]) -> None:
         if mine[0].share_of_matmul is not None:
             axes.plot(m, [row.share_of_matmul for row in mine], linestyle="--", **style)
     axes.set_xscale("log", base=2)
+    ticks = sorted({row.m for row in rows})
+    axes.set_xticks(ticks, map(str, ticks))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("rows M", fontsize=8)
     axes.set_ylabel("share of ceiling: copy (—), matmul (- -)", fontsize=7)

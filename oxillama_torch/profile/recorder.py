@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -65,9 +66,14 @@ class Recorder:
             for record, (start, end) in zip(self._records, self._events, strict=True)
         ]
 
-    def enter(self, name: str) -> None:
-        """A module begins its forward."""
-        self._modules.append(name)
+    def enter(self, names: Sequence[str]) -> None:
+        """A module begins its forward.
+
+        Args:
+            names: all it has; one that layers share has one in each, and the layer's is taken.
+        """
+        around = f"{self._modules[-1]}." if self._modules else ""
+        self._modules.append(next((n for n in names if n.startswith(around)), names[0]))
 
     def leave(self) -> None:
         """The module entered last has ended its forward."""
@@ -119,11 +125,13 @@ class Recorder:
 def recording(model: nn.Module, device: torch.device) -> Iterator[Recorder]:
     """Record every kernel call of ``model`` for the duration of a block."""
     recorder = Recorder(device)
-    hooks = []
-    for name, module in model.named_modules():
+    hooks, names = [], defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
         if name:
-            hooks.append(module.register_forward_pre_hook(lambda *_, n=name: recorder.enter(n)))
-            hooks.append(module.register_forward_hook(lambda *_: recorder.leave()))
+            names[module].append(name)
+    for module, its in names.items():
+        hooks.append(module.register_forward_pre_hook(lambda *_, its=its: recorder.enter(its)))
+        hooks.append(module.register_forward_hook(lambda *_: recorder.leave()))
     try:
         with registry.observed(recorder.observe):
             yield recorder

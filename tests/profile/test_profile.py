@@ -42,6 +42,9 @@ def test_every_call_of_every_step_is_there(profile, config):
     attention = [r for r in profile.phases["decode"] if r.op == "attention"]
     assert len(attention) == layers * (NEW_TOKENS - 1)
     assert {r.module for r in attention} == {f"layers.{i}.attention" for i in range(layers)}
+    # Layers share one table of frequencies, and each is told what its own rotation costs.
+    rotated = {r.module.split(".")[1] for r in profile.phases["decode"] if r.op == "rope_store_kv"}
+    assert rotated == {str(i) for i in range(layers)}
     assert all(r.seconds > 0 and r.nbytes > 0 for r in attention)
 
 
