@@ -112,8 +112,7 @@ def compare_runs(
     after: Annotated[Path, typer.Argument(help="JSON of a later one.")],
 ) -> None:
     """Say what moved beyond the spread between two runs of ``bench kernels --json``."""
-    old, new = (json.loads(path.read_text(encoding="utf-8"))["rows"] for path in (before, after))
-    changes, single = compare(old, new)
+    changes, single = compare(_rows_of(before), _rows_of(after))
     table = Table("kernel", "before µs", "after µs", "ratio", "")
     for change in changes:
         verdict = "" if not change.moved else "slower" if change.ratio > 1 else "faster"
@@ -122,6 +121,14 @@ def compare_runs(
     table_console().print(table)
     for name in single:
         typer.echo(f"in one run only: {name}")
+
+
+def _rows_of(path: Path) -> list[dict]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["rows"]
+    except (ValueError, KeyError, TypeError):
+        kinds = ("what bench kernels --json wrote",)
+        raise UnsupportedError(f"comparing {path.name}, which has no rows", kinds) from None
 
 
 def _named(text: str, known: tuple[str, ...], what: str) -> list[str]:

@@ -91,3 +91,11 @@ def test_bench_refuses_before_it_measures(arguments, known, monkeypatch):
     monkeypatch.setattr(bench_kernels, "measure_ceilings", lambda device: pytest.fail("measured"))
     with pytest.raises(UnsupportedError, match=f"supported: .*{known}"):
         CliRunner().invoke(bench, ("kernels", *arguments), catch_exceptions=False)
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[]", '{"records": {}}'])
+def test_compare_wants_tables_of_kernels(text, tmp_path):
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(UnsupportedError, match=r"other\.json.*supported: what bench kernels"):
+        CliRunner().invoke(bench, ("compare", str(path), str(path)), catch_exceptions=False)
