@@ -20,7 +20,6 @@ from __future__ import annotations
 import functools
 import logging
 import shutil
-import types
 from collections.abc import Callable, Iterable
 
 import torch
@@ -28,12 +27,14 @@ from torch import Tensor
 
 from oxillama_torch.kernels import registry
 from oxillama_torch.kernels.formats.base import PackedTensor
+from oxillama_torch.kernels.program import named
 from oxillama_torch.kernels.quant_matmul.lanes import LANES
 from oxillama_torch.kernels.quant_matmul.unpacked import FORMS, fields_of, name_of, unpack
 from oxillama_torch.kernels.registry import Call, register
 
 __all__ = [
     "MIN_WEIGHTS",
+    "OPTIONS",
     "cannot",
     "compile_lanes",
     "dynamic",
@@ -53,6 +54,13 @@ _CHUNK_WEIGHTS = 1 << 20
 _TILES_AT_ONCE = 16
 # Below this many weights in a model, the seconds of compiling are not worth it.
 MIN_WEIGHTS = 200_000_000
+
+#: Of Inductor: what the order of additions relies on.
+OPTIONS = {
+    "cpp.enable_floating_point_contract_flag": "off",
+    "cpp.enable_unsafe_math_opt_flag": False,
+    "compile_threads": 1,
+}
 
 _ready: set[str] = set()
 # GGML type -> why its programs cannot be used here.
@@ -285,22 +293,7 @@ def _add(terms: list[Tensor]) -> Tensor:
     return total
 
 
-def compile_lanes(
-    function: Callable, name: str, others: dict[str, object] | None = None
-) -> Callable:
-    """torch.compile with the options that the order of additions relies on, but for ``others``."""
-    # Dynamo counts recompilations per code object: each function gets its own.
-    own = types.FunctionType(
-        function.__code__.replace(co_name=name),
-        function.__globals__,
-        name,
-        None,
-        function.__closure__,
-    )
-    options = {
-        "cpp.enable_floating_point_contract_flag": "off",
-        "cpp.enable_unsafe_math_opt_flag": False,
-        "compile_threads": 1,
-    }
-    options |= others or {}
-    return torch.compile(own, fullgraph=True, dynamic=False, options=options)
+def compile_lanes(function: Callable, name: str) -> Callable:
+    """torch.compile with the options that the order of additions relies on."""
+    own = named(function, name)
+    return torch.compile(own, fullgraph=True, dynamic=False, options=dict(OPTIONS))

@@ -28,6 +28,7 @@ from torch.nn.functional import pad
 
 from oxillama_torch.kernels import registry
 from oxillama_torch.kernels.formats.base import PackedTensor
+from oxillama_torch.kernels.program import Program
 from oxillama_torch.kernels.quant_matmul import compiled, unpacked
 from oxillama_torch.kernels.registry import Call, register
 
@@ -53,29 +54,40 @@ class _Form:
         bits: of a field, 4 or 8.
         run: S, weights that share a scale.
         offset: what is added to a quant so that it is not negative.
+        least: whether a run has a minimum beside its scale.
     """
 
     bits: int
     run: int
     offset: int = 0
+    least: bool = False
 
     @property
     def fields(self) -> int:
         """Of a word."""
         return 32 // self.bits
 
+    @property
+    def words(self) -> int:
+        """Of a run."""
+        return self.run // self.fields
+
+    @property
+    def name(self) -> str:
+        return f"factored_{self.bits}_{self.run}_{self.offset}" + "_least" * self.least
+
 
 TYPES = {
     "IQ4_NL": _Form(8, 32, 128),
     "IQ4_XS": _Form(8, 32, 128),
-    "Q2_K": _Form(4, 16),
+    "Q2_K": _Form(4, 16, least=True),
     "Q3_K": _Form(4, 16, 4),
     "Q4_0": _Form(4, 32, 8),
-    "Q4_1": _Form(4, 32),
-    "Q4_K": _Form(4, 32),
+    "Q4_1": _Form(4, 32, least=True),
+    "Q4_K": _Form(4, 32, least=True),
     "Q5_0": _Form(8, 32, 16),
-    "Q5_1": _Form(8, 32),
-    "Q5_K": _Form(8, 32),
+    "Q5_1": _Form(8, 32, least=True),
+    "Q5_K": _Form(8, 32, least=True),
     "Q6_K": _Form(8, 16, 32),
     "Q8_0": _Form(8, 32, 128),
 }
@@ -131,30 +143,23 @@ def _has_avx512() -> bool:
 )
 def quant_matmul(x: Tensor, weight: PackedTensor, bias: Tensor | None = None) -> Tensor:
     """Arguments as those of :func:`oxillama_torch.kernels.quant_matmul.op.quant_matmul`."""
-    # One mode and one kind of tensor for every call: the compiled code is guarded by both.
-    with torch.inference_mode():
-        y = _matmul(x.float(), weight)
+    y = _matmul(x.float(), weight)
     return (y if bias is None else y + bias.float()).to(x.dtype)
 
 
 def _matmul(x: Tensor, weight: PackedTensor) -> Tensor:
-    form, fields = TYPES[weight.type_name], _fields(weight)
-    x_MCJFL = permuted(x, weight.type_name).unflatten(2, (-1, form.fields))
-    sums_MCJL = x_MCJFL.sum(3)
-    x_MCJFL = x_MCJFL * _powers(form)
-    if len(x) == 1:
-        return _call(form, fields, x_MCJFL, sums_MCJL)
-    if missing := -len(x) % _ROW_TILE:
-        x_MCJFL = torch.cat([x_MCJFL, x_MCJFL.new_zeros(missing, *x_MCJFL.shape[1:])])
-        sums_MCJL = torch.cat([sums_MCJL, sums_MCJL.new_zeros(missing, *sums_MCJL.shape[1:])])
-    tiles = zip(x_MCJFL.split(_ROW_TILE), sums_MCJL.split(_ROW_TILE))
-    parts = [_call(form, fields, x, sums) for x, sums in tiles]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts))[: len(x)]
-
-
-def _call(form: _Form, fields: dict[str, Tensor], x: Tensor, sums: Tensor) -> Tensor:
-    run = _product(form, len(x))
-    return run(fields, compiled.dynamic(x, 1), compiled.dynamic(sums, 1))
+    form, rows = TYPES[weight.type_name], len(x)
+    tile = 1 if rows == 1 else _ROW_TILE
+    missing = -x.shape[1] % (form.run * _lanes()), -rows % tile
+    if any(missing):
+        x = pad(x, (0, missing[0], 0, missing[1]))
+    x = x.contiguous()
+    x_MCJFL, sums_MCJL = _inputs(form)(x.view(len(x), -1, _lanes(), form.run), _powers(form))
+    run, fields = _product(form, tile), _fields(weight).values()
+    if rows == 1:
+        return run(*fields, x_MCJFL, sums_MCJL)
+    parts = [run(*fields, *tiles) for tiles in zip(x_MCJFL.split(tile), sums_MCJL.split(tile))]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts))[:rows]
 
 
 def prepare(weights: Iterable[PackedTensor], *, even_if_small: bool = False) -> None:
@@ -224,11 +229,10 @@ def decode_rows(weight: PackedTensor, start: int, stop: int, out: Tensor) -> Ten
     Args:
         out: float32 or bfloat16, contiguous, of at least ``stop - start`` rows.
     """
-    form, fields = TYPES[weight.type_name], _fields(weight)
-    part = {name: compiled.dynamic(field[start:stop], 0, 1) for name, field in fields.items()}
+    form = TYPES[weight.type_name]
+    part = [field[start:stop] for field in _fields(weight).values()]
     rows = out[: stop - start]
-    shape = (*part["words"].shape[:3], form.fields, _lanes())
-    _decode(form)(part, compiled.dynamic(rows.view(shape), 0, 1))
+    _decode(form, out.dtype)(*part, rows.view(len(rows), -1, form.words, form.fields, _lanes()))
     return rows
 
 
@@ -257,7 +261,7 @@ def _fields(weight: PackedTensor) -> dict[str, Tensor]:
         starts = range(0, weight.shape[0], _ROWS_AT_ONCE)
         parts = [pack(weight.rows(s, min(s + _ROWS_AT_ONCE, weight.shape[0]))) for s in starts]
         found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        found = {name: compiled.dynamic(field, 0, 1) for name, field in found.items()}
+        assert list(found) == ["words", "scale", "least"][: len(found)]
         _packed[weight] = found
     return found
 
@@ -292,48 +296,99 @@ def _field(words: Tensor, form: _Form, index: int) -> Tensor:
     return (words & mask << shift).float()
 
 
+def _shapes(form: _Form) -> list[tuple[int | str, ...]]:
+    """Of the fields of a weight, as a program wants them."""
+    scale = ("N", "C", _lanes())
+    return [("N", "C", form.words, _lanes()), scale, *([scale] if form.least else [])]
+
+
+@functools.cache
+def _inputs(form: _Form) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """x [M, C, L, S] and powers of fields -> [M, C, J, F, L]; sums over F without the powers."""
+
+    def inputs(x_MCLS: Tensor, powers_F1: Tensor) -> tuple[Tensor, Tensor]:
+        x_MCJFL = x_MCLS.transpose(2, 3).unflatten(2, (-1, form.fields))
+        return (x_MCJFL * powers_F1).contiguous(), x_MCJFL.sum(3).contiguous()
+
+    shapes = [("M", "C", _lanes(), form.run), (form.fields, 1)]
+    return _program(inputs, f"{form.name}_inputs", shapes)
+
+
 @functools.cache
 def _product(form: _Form, rows: int) -> Callable:
-    def product(fields: dict[str, Tensor], x_RCJFL: Tensor, sums_RCJL: Tensor) -> Tensor:
-        """[R, N]; the fields of a word are unrolled, so that all of it is one loop over words."""
-        words = fields["words"].view(torch.int32)
-        quants = [_field(words, form, index) for index in range(form.fields)]
-        scale = fields["scale"][:, :, None]
+    """The fields of a weight and what ``_inputs`` makes of R rows -> [R, N].
+
+    One row: the words of a run are added up before the scale is looked at. More rows: there are
+    not enough registers for that, and each word is scaled for itself.
+    """
+
+    def product(words: Tensor, scale: Tensor, *rest: Tensor) -> Tensor:
+        *least, x_RCJFL, sums_RCJL = rest
+        words = words.view(torch.int32)
+        if rows == 1:
+            runs = [_run(words[:, :, j], x_RCJFL[0, :, j], form) for j in range(form.words)]
+            total, sums = _add(runs), sums_RCJL[0].sum(1)
+            return _scaled(total, sums, form, scale, *least).sum(1).sum(-1)[None]
         lanes = []
-        for r in range(rows):
-            total = quants[0] * x_RCJFL[r, :, :, 0]
-            for index in range(1, form.fields):
-                total = total + quants[index] * x_RCJFL[r, :, :, index]
-            if form.offset:
-                total = total - form.offset * sums_RCJL[r]
-            total = total * scale
-            if "least" in fields:
-                total = total - fields["least"][:, :, None] * sums_RCJL[r]
-            lanes.append(total.sum((1, 2)))
+        for x_CJFL, sums_CJL in zip(x_RCJFL, sums_RCJL):
+            total = _run(words, x_CJFL, form)
+            factors = [factor[:, :, None] for factor in (scale, *least)]
+            lanes.append(_scaled(total, sums_CJL, form, *factors).sum((1, 2)))
         return torch.stack(lanes).sum(-1)
 
-    return _compile(product, f"factored_{form.bits}_{form.run}_{form.offset}_{rows}")
+    tile = (rows, "C", form.words, form.fields, _lanes())
+    shapes = [*_shapes(form), tile, (*tile[:3], _lanes())]
+    return _program(product, f"{form.name}_{rows}", shapes)
+
+
+def _run(words: Tensor, x: Tensor, form: _Form) -> Tensor:
+    """Quants times inputs, added up over the fields: x has one dimension more, before the lanes."""
+    fields = range(form.fields)
+    return _add([_field(words, form, index) * x.select(-2, index) for index in fields])
+
+
+def _scaled(
+    total: Tensor, sums: Tensor, form: _Form, scale: Tensor, least: Tensor | None = None
+) -> Tensor:
+    if form.offset:
+        total = total - form.offset * sums
+    total = total * scale
+    return total if least is None else total - least * sums
+
+
+def _add(terms: list[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, terms)
 
 
 @functools.cache
-def _decode(form: _Form) -> Callable:
-    def write(fields: dict[str, Tensor], out_nCJFL: Tensor) -> None:
-        words, scale = fields["words"].view(torch.int32), fields["scale"][:, :, None]
+def _decode(form: _Form, dtype: torch.dtype) -> Callable:
+    """The fields of some rows, written as weights to the last argument [n, C, J, F, L]."""
+
+    def write(words: Tensor, scale: Tensor, *rest: Tensor) -> None:
+        *least, out_nCJFL = rest
+        words = words.view(torch.int32)
         for index in range(form.fields):
             q = _field(words, form, index)
             if 0 < index < form.fields - 1:
                 q = q * 2.0 ** (-form.bits * index)
-            w = (q - form.offset if form.offset else q) * scale
-            if "least" in fields:
-                w = w - fields["least"][:, :, None]
+            w = (q - form.offset if form.offset else q) * scale[:, :, None]
+            if least:
+                w = w - least[0][:, :, None]
             out_nCJFL[:, :, :, index].copy_(w)
 
-    return _compile(write, f"factored_decode_{form.bits}_{form.run}_{form.offset}")
+    shapes = [*_shapes(form), ("N", "C", form.words, form.fields, _lanes())]
+    dtypes = [*[torch.float32] * (len(shapes) - 1), dtype]
+    return _program(write, f"{form.name}_decode", shapes, dtypes)
 
 
-def _compile(function: Callable, name: str) -> Callable:
+def _program(
+    function: Callable,
+    name: str,
+    shapes: list[tuple[int | str, ...]],
+    dtypes: list[torch.dtype] | None = None,
+) -> Callable:
     """One loop per function, whatever its length, with multiplications fused into additions."""
     limits = ("opcount", "reads", "acc_reads")
-    options = {f"realize_{limit}_threshold": 1 << 20 for limit in limits}
+    options = compiled.OPTIONS | {f"realize_{limit}_threshold": 1 << 20 for limit in limits}
     options["cpp.enable_floating_point_contract_flag"] = "fast"
-    return compiled.compile_lanes(function, name, options)
+    return Program(function, name, shapes, dtypes=dtypes, options=options)

@@ -36,8 +36,8 @@ def unprepared(monkeypatch):
 
 @pytest.fixture
 def eager(monkeypatch):
-    caches = (factored._product, factored._decode)
-    monkeypatch.setattr(factored, "_compile", lambda function, name: function)
+    caches = (factored._inputs, factored._product, factored._decode)
+    monkeypatch.setattr(factored, "_program", lambda function, name, shapes, dtypes=None: function)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -142,15 +142,16 @@ def test_a_rule_prepares_small_models_too(pack, eager):
 @needs_compiler
 @pytest.mark.parametrize("wrong", ["result", "compiler"])
 def test_what_does_not_work_here_is_refused_with_the_reason(wrong, pack, eager, monkeypatch):
-    def compile(function, name):
+    def program(function, name, shapes, dtypes=None):
         def run(*arguments):
             if wrong == "compiler":
                 raise RuntimeError("no such instruction\nmore")
-            return function(*arguments) + 1
+            result = function(*arguments)
+            return result + 1 if isinstance(result, torch.Tensor) else result
 
         return run
 
-    monkeypatch.setattr(factored, "_compile", compile)
+    monkeypatch.setattr(factored, "_program", program)
     weight, _ = pack("Q6_K", 64, 512)
     factored.prepare([weight], even_if_small=True)
     call = Call("cpu", torch.float32, "fast", "Q6_K")
