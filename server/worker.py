@@ -7,6 +7,8 @@ limit on how long that takes, and waits for a client's close on the accept loop.
   within deadlines; a pool thread gets the connection when the request is there;
 * sockets have send and receive timeouts, so that a thread never waits for ever;
 * closing lingers in the poller;
+* when there are as many connections as there may be, the one that has kept the server waiting for a
+  request longest makes room for the next;
 * on SIGTERM the worker keeps accepting while it drains: new requests get 503 at once, streams in
   progress end by themselves or with an error event shortly before the grace period is over.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import resource
 import selectors
 import socket
 import struct
@@ -40,6 +43,9 @@ _READ_BYTES = 64 * 1024
 # A step makes some objects per stream, which die with it: to look for cycles among them every 700
 # objects, as Python does by itself, took a third of the batching thread's time at 1,000 streams.
 _OBJECTS_PER_COLLECTION = 50_000
+# Open files that are left to everything but connections.
+_OTHER_FILES = 128
+_NO_FILES_PAUSE_S = 0.05
 
 
 class _Connection(TConn):
@@ -62,9 +68,19 @@ class Worker(ThreadWorker):
         self._header_timeout_s = limits.header_timeout_s
         self._body_timeout_s = limits.body_timeout_s
         self._send_timeout_s = limits.send_timeout_s
-        self._collecting: set[_Connection] = set()
+        # In the order in which they began to be collected.
+        self._collecting: dict[_Connection, None] = {}
         self._lingering: dict[socket.socket, float] = {}
         self._draining = False
+
+    def init_process(self) -> None:
+        # Shells leave 1024 files to a process, for the sake of programs that use select().
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        if most != resource.RLIM_INFINITY:
+            room = max(most - _OTHER_FILES, most // 2)
+            self.worker_connections = min(self.worker_connections, room)
+        super().init_process()
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
@@ -84,7 +100,15 @@ class Worker(ThreadWorker):
             except OSError as error:
                 if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK, errno.ECONNABORTED):
                     return
-                raise
+                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                    raise
+                if self._lingering:
+                    self._end_linger(next(iter(self._lingering)))
+                elif not self._drop_oldest():
+                    # The listener stays readable: without a pause this would spin.
+                    time.sleep(_NO_FILES_PAUSE_S)
+                    return
+                continue
             self.nr_conns += 1
             self._set_timeouts(sock)
             connection = _Connection(self.cfg, sock, address, listener.getsockname())
@@ -93,6 +117,22 @@ class Worker(ThreadWorker):
                 self.enqueue_req(connection)
             else:
                 self._collect(connection)
+            self._keep_room(connection)
+
+    def _keep_room(self, newest: _Connection) -> None:
+        """Stay below the limit, at which the loop would accept nobody until somebody leaves."""
+        if self.nr_conns >= self.worker_connections:
+            self._drop_oldest(newest)
+
+    def _drop_oldest(self, newest: _Connection | None = None) -> bool:
+        """Close the connection whose request is awaited longest; False: there is none."""
+        oldest = next(iter(self._collecting), newest)
+        if oldest is newest and self.keepalived_conns and self.keepalived_conns[0] is not newest:
+            oldest = self.keepalived_conns.popleft()
+        if oldest is newest:
+            return False
+        self._drop(oldest)
+        return True
 
     def _set_timeouts(self, sock: socket.socket) -> None:
         timeout = struct.pack("ll", int(self._send_timeout_s), 0)
@@ -107,12 +147,14 @@ class Worker(ThreadWorker):
     def _collect(self, connection: _Connection) -> None:
         connection.sock.setblocking(False)
         connection.deadline = time.monotonic() + self._header_timeout_s
-        self._collecting.add(connection)
+        self._collecting[connection] = None
         self.poller.register(
             connection.sock, selectors.EVENT_READ, partial(self._on_readable, connection)
         )
 
     def _on_readable(self, connection: _Connection, _sock: socket.socket) -> None:
+        if connection not in self._collecting:
+            return  # it has made room since its event was reported
         try:
             data = connection.sock.recv(_READ_BYTES)
         except BlockingIOError:
@@ -141,7 +183,7 @@ class Worker(ThreadWorker):
         self.enqueue_req(connection)
 
     def _forget(self, connection: _Connection) -> None:
-        self._collecting.discard(connection)
+        self._collecting.pop(connection, None)
         with contextlib.suppress(KeyError, ValueError, OSError):
             self.poller.unregister(connection.sock)
 
@@ -152,8 +194,11 @@ class Worker(ThreadWorker):
 
     def on_client_socket_readable(self, conn: _Connection, client: socket.socket) -> None:
         """A kept-alive connection has its next request coming."""
+        try:
+            self.keepalived_conns.remove(conn)
+        except ValueError:
+            return  # as above
         self.poller.unregister(client)
-        self.keepalived_conns.remove(conn)
         if self.cfg.is_ssl:
             self.enqueue_req(conn)
         else:
@@ -195,6 +240,7 @@ class Worker(ThreadWorker):
         keep = not fs.cancelled() and fs.exception() is None and fs.result()
         if keep:
             super().finish_request(conn, fs)
+            self._keep_room(conn)
             return
         self.nr_conns -= 1
         try:
@@ -207,6 +253,8 @@ class Worker(ThreadWorker):
             conn.close()
 
     def _on_linger(self, sock: socket.socket) -> None:
+        if sock not in self._lingering:
+            return  # as above
         try:
             data = sock.recv(_READ_BYTES)
         except BlockingIOError:

@@ -58,24 +58,30 @@ class Server:
     Args:
         patience_s: deadline of heads, bodies and writes.
         grace_s: between SIGTERM and the end.
+        connections: most at once.
+        files: most that the process may have open.
     """
 
-    def __init__(self, folder, worker_class=OURS, *, patience_s=600, grace_s=60):
+    def __init__(
+        self, folder, worker_class=OURS, *, patience_s=600, grace_s=60, connections=1000, files=None
+    ):
         (folder / "small_app.py").write_text(APP)
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             self.port = sock.getsockname()[1]
         environment = {
             **os.environ,
-            "PYTHONPATH": str(folder),
+            "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]),
             "OXILLAMA_HEADER_TIMEOUT_S": str(patience_s),
             "OXILLAMA_BODY_TIMEOUT_S": str(patience_s),
             "OXILLAMA_SEND_TIMEOUT_S": str(patience_s),
         }
         command = [sys.executable, "-m", "gunicorn", "small_app:app", "-k", worker_class]
         command += ["-b", f"127.0.0.1:{self.port}", "--threads", "4", "--no-control-socket"]
-        command += ["--worker-connections", "1000", "--timeout", "0"]
+        command += ["--worker-connections", str(connections), "--timeout", "0"]
         command += ["--graceful-timeout", str(grace_s)]
+        if files is not None:
+            command = ["sh", "-c", f"ulimit -n {files}; exec \"$@\"", "sh", *command]
         self.process = subprocess.Popen(
             command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
         )
@@ -141,6 +147,26 @@ def test_slow_clients_hold_no_thread(server, start):
             stack.enter_context(server.connect(start))
         for _ in range(5):
             assert server.ask(b"hello") == (200, b"hello")
+
+
+ANSWERED = HALF_HEAD + b"Content-Length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "limit", [{"connections": 60}, {"files": 200}, {"connections": 60, "files": 40}], ids=str
+)
+@pytest.mark.parametrize(
+    "start", [b"", HALF_HEAD, STALLED_BODY, ANSWERED], ids=["silent", "head", "body", "idle"]
+)
+def test_who_waits_longest_makes_room(make_server, start, limit):
+    """More clients than there may be connections, or files; none of them leaves by itself."""
+    server = make_server(**limit)
+    with contextlib.ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(server.connect(start))
+        for _ in range(5):
+            assert server.ask(b"hello") == (200, b"hello")
+    assert server.process.poll() is None
 
 
 @pytest.mark.parametrize("start", [b"", HALF_HEAD, STALLED_BODY], ids=["silent", "head", "body"])
