@@ -81,7 +81,7 @@ class Server:
         command += ["--worker-connections", str(connections), "--timeout", "0"]
         command += ["--graceful-timeout", str(grace_s)]
         if files is not None:
-            command = ["sh", "-c", f"ulimit -n {files}; exec \"$@\"", "sh", *command]
+            command = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", *command]
         self.process = subprocess.Popen(
             command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
         )
