@@ -119,6 +119,10 @@ def _postgres(url: URL, size: int | None) -> Engine:
     settings = {
         "lock_timeout": _CONNECT_TIMEOUT_S * 1000,
         "statement_timeout": _STATEMENT_TIMEOUT_S * 1000,
+        # PostgreSQL lets go of a connection whose network is gone: its successor needs the lock.
+        "tcp_keepalives_idle": 10,
+        "tcp_keepalives_interval": 5,
+        "tcp_keepalives_count": 3,
     }
     arguments = {
         "connect_timeout": _CONNECT_TIMEOUT_S,

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from sqlalchemy import Engine, func, select, text
+from sqlalchemy import Engine, event, func, select
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
@@ -70,7 +70,8 @@ class Store:
         opened.callback(self._reading.dispose)
         opened.callback(writing.dispose)
         if url.get_backend_name() == "postgresql":
-            opened.enter_context(_locked_database(self._reading))
+            event.listen(writing, "connect", _hold_database)
+            _wait_for(lambda: _connects(writing))
         schema.prepare(writing)
         with writing.connect() as connection:
             tables = [t for t in Base.metadata.tables.values() if "seq" in t.columns]
@@ -161,17 +162,29 @@ def _lock(folder: Path) -> int:
     return fd
 
 
-@contextlib.contextmanager
-def _locked_database(engine: Engine) -> Iterator[None]:
-    """Hold a database that servers on other machines reach too."""
+def _hold_database(connection: Any, _record: object) -> None:
+    """Hold a database that servers on other machines reach too.
+
+    The connection that writes holds it: one that is lost loses it, and its successor takes it again
+    before it can write anything.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_lock(%s)", (_DATABASE_LOCK,))
+        [held] = cursor.fetchone()
+    connection.rollback()  # the lock is the session's, not the transaction's
+    if not held:
+        raise StoreError("another server is using it")
+
+
+def _connects(engine: Engine) -> bool:
+    """False: another server holds the database."""
     try:
-        connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        engine.connect().close()
+    except StoreError:
+        return False
     except OperationalError as error:
         raise UnsupportedError(f"the store cannot be opened: {reason_of(error)}") from error
-    with connection:
-        query = text("SELECT pg_try_advisory_lock(:key)")
-        _wait_for(lambda: connection.scalar(query, {"key": _DATABASE_LOCK}))
-        yield
+    return True
 
 
 def _wait_for(try_lock: Callable[[], bool]) -> None:
