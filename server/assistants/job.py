@@ -16,6 +16,7 @@ from oxillama_torch.server.assistants.records import save
 from oxillama_torch.server.errors import code_of, envelope
 from oxillama_torch.server.output import Generation
 from oxillama_torch.server.responses.event_log import EventLog, LogStream
+from oxillama_torch.server.store.errors import StoreError
 from oxillama_torch.server.store.store import Store
 
 __all__ = ["DONE", "RunJob", "RunStream", "frame", "last_error_of"]
@@ -56,8 +57,11 @@ class RunJob:
         self.builder, self.generation = builder, generation
         self._store, self._log = store, events
         self._first = list(first)
-        self._last: list[Event] = []
+        # What is said once the end is stored; None: it goes on.
+        self._last: list[Event] | None = None
         self._saved: Future | None = None
+        # Everything that the turn has changed, as it stands.
+        self._changed: dict[str, Object] = {}
         self._cancelled = False
         self.lock = threading.Lock()
         self.done = threading.Event()
@@ -82,17 +86,43 @@ class RunJob:
         self._emit(self.builder.open())
         self._submit()
 
-    def step(self, note: Callable[[], None]) -> None:
-        """Take what has come (the runner's thread only); ``note`` has it called again."""
+    def step(self, note: Callable[[], None]) -> bool:
+        """Take what has come (the runner's thread only); ``note`` has it called again.
+
+        Returns:
+            Whether the store did not take the run's end: to be called again after a while.
+        """
+        refused = False
         with self.lock:
-            if self._saved is None:
-                self._produce(note)
-            elif self._saved.done() and not self.done.is_set():
-                self._conclude(self._saved.exception())
+            if self.done.is_set():
+                return False
+            if self._last is None:
+                self._produce()
+            if self._last is not None:
+                refused = not self._stored(note)
         if self._log is not None:
             self._log.wake()
+        return refused
 
-    def _produce(self, note: Callable[[], None]) -> None:
+    def _stored(self, note: Callable[[], None]) -> bool:
+        """Have the run's end stored, and conclude when it is; False when it is to be tried again.
+
+        The run was acknowledged, so it must end there too: a store that is full or away is waited
+        for. Whoever reads the events is told at once.
+        """
+        if self._saved is None:
+            self._saved = self._submit()
+            self._saved.add_done_callback(lambda _: note())
+        elif self._saved.done():
+            error = self._saved.exception()
+            if isinstance(error, StoreError):
+                self._say_last([("error", envelope(error)["error"])])
+                self._saved = None
+                return False
+            self._conclude(error)
+        return True
+
+    def _produce(self) -> None:
         try:
             for output in self.generation.poll():
                 self._emit(self.builder.add(output))
@@ -108,8 +138,6 @@ class RunJob:
             self._last = list(self.builder.end("cancelled"))
         except Exception as error:
             self._last = list(self._failed(error))
-        self._saved = self._submit()
-        self._saved.add_done_callback(lambda _: note())
 
     def _failed(self, error: Exception) -> Iterable[Event]:
         self.generation.cancel()
@@ -121,8 +149,11 @@ class RunJob:
         return self.builder.end("failed", last_error_of(error))
 
     def _submit(self) -> Future:
-        """Have the store write what has changed."""
+        """Have the store write what has changed; at the end all of it: a write may have failed."""
         changed = orjson.loads(orjson.dumps(self.builder.changed))
+        self._changed |= {data["id"]: data for data in changed}
+        if self._last is not None:
+            changed = list(self._changed.values())
         usage = dict(self.builder.usage)
         self.builder.changed = []
         return self._store.submit(lambda session: save(session, changed, usage))
@@ -130,24 +161,29 @@ class RunJob:
     def _conclude(self, error: BaseException | None) -> None:
         """Send the last events. What could not be stored did not happen."""
         if error is None:
-            self._emit(self._last)
+            self._close(self._last)
         else:
             log.error("run %s cannot be stored", self.id, exc_info=error)
             known = error if isinstance(error, OxiLlamaError) else EngineError("internal error")
-            self._emit([("error", envelope(known)["error"])])
-        self._close()
+            self._close([("error", envelope(known)["error"])])
 
     def drop(self) -> None:
         """The server stops: end without a last word. The next start marks the run."""
         self.generation.cancel()
-        self._close()
+        self._close([])
 
-    def _close(self) -> None:
-        if self._log is not None:
-            self._log.append(DONE)
-            self._log.close()
+    def _close(self, last: Iterable[Event]) -> None:
+        self._say_last(last)
         self.generation.meter.close()
         self.done.set()
+
+    def _say_last(self, events: Iterable[Event]) -> None:
+        """Emit them and end the stream, once."""
+        if self._log is not None:
+            self._emit(events)
+            self._log.append(DONE)
+            self._log.close()
+            self._log = None
 
     def _emit(self, events: Iterable[Event]) -> None:
         for name, data in events:

@@ -148,20 +148,19 @@ class BatchRunner:
 
     def _run(self, batch: _Batch) -> None:
         act_for(SERVER)
+        steps = deque([self._serve, self._let_go])
         try:
-            while not self._closing.is_set():
+            while steps and not self._closing.is_set():
                 try:
-                    self._serve(batch)
-                    break
+                    steps[0](batch)
+                    steps.popleft()
                 except StoreError as error:
                     log.warning("batch %s waits for the store: %s", batch.id, error)
                     self._closing.wait(_STORE_RETRY_S)
                 except Exception:
                     log.exception("batch %s failed", batch.id)
-                    self._give_up(batch)
-                    break
-            if not self._closing.is_set():
-                delete_unnamed(self._store, batch.blob)
+                    if steps.popleft() == self._serve:
+                        steps.appendleft(self._give_up)
         finally:
             with self._lock:
                 del self._active[batch.id], self._known[batch.id]
@@ -215,6 +214,10 @@ class BatchRunner:
             "param": None,
         }
         self._store.write(lambda session: fail(find_batch(session, batch.id), [error]))
+
+    def _let_go(self, batch: _Batch) -> None:
+        """The batch needs its input no more; it may have been deleted meanwhile."""
+        delete_unnamed(self._store, batch.blob)
 
     # One line, on a thread of the pool
 

@@ -29,6 +29,7 @@ UNFINISHED = ("queued", "in_progress")
 _MOST_ATTEMPTS = 3
 _PATIENCE_S = 600.0
 _PAUSE_S = 0.2
+_STORE_RETRY_S = 1.0
 
 
 class Recovery:
@@ -59,10 +60,13 @@ class Recovery:
     def _resume_all(self, ids: list[str]) -> None:
         act_for(SERVER)
         for response_id in ids:
-            try:
-                self._resume(response_id)
-            except StoreError as error:
-                log.error("response %s waits for the next start: %s", response_id, error)
+            while not self._closing.is_set():
+                try:
+                    self._resume(response_id)
+                    break
+                except StoreError as error:
+                    log.warning("response %s waits for the store: %s", response_id, error)
+                    self._closing.wait(_STORE_RETRY_S)
 
     def _resume(self, response_id: str) -> None:
         row = self._store.write(lambda session: _claim(session, response_id))

@@ -29,6 +29,14 @@ __all__ = ["ResponseJob", "ResponseRunner"]
 log = logging.getLogger(__name__)
 
 _RETRY_S = 2.0
+# What a response says of its end before there is one.
+_NOT_ENDED = {
+    "status": "in_progress",
+    "completed_at": None,
+    "error": None,
+    "incomplete_details": None,
+    "usage": None,
+}
 
 Save = Callable[["ResponseJob"], Future]
 
@@ -86,9 +94,12 @@ class ResponseJob:
         return b"\n".join([*self.log.take(0), last])
 
     def snapshot(self) -> dict[str, Any]:
-        """The response as it stands."""
+        """The response as it stands. An end that a crash could take back is not told yet."""
         with self.lock:
-            return orjson.loads(orjson.dumps(self.builder.response))
+            response = orjson.loads(orjson.dumps(self.builder.response))
+            if self._ended and self._save is not None and not self.done.is_set():
+                response |= _NOT_ENDED
+        return response
 
     def step(self, note: Callable[[], None]) -> bool:
         """Take what has come (the runner's thread only); ``note`` has it called again.

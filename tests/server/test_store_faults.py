@@ -4,11 +4,13 @@ Oracles: what was acknowledged, and the file system of a small tmpfs (where one 
 """
 
 import io
+import json
 import os
 import sqlite3
 import subprocess
 
 import pytest
+from waiting import until
 
 from oxillama_torch.config import ServerConfig
 from oxillama_torch.server.app import close_app, create_app
@@ -114,3 +116,43 @@ def test_a_locked_database_is_told_and_got_over(make_app, tmp_path, monkeypatch)
     assert status == 200
     check(client, {}, {first: "before", second: "after"})
     assert client.get("/v1/files").get_json()["data"] == []
+
+
+def begin_run(client, model):
+    fields = {"model": model, "thread": {"messages": [{"role": "user", "content": "Hi"}]}}
+    run = client.post("/v1/threads/runs", json=fields).get_json()
+    return f"/v1/threads/{run['thread_id']}/runs/{run['id']}"
+
+
+def begin_response(client, model):
+    fields = {"model": model, "input": "Hi", "max_output_tokens": 20, "background": True}
+    answer = client.post("/v1/responses", json={**fields, "ignore_eos": True})
+    return f"/v1/responses/{answer.get_json()['id']}"
+
+
+def begin_batch(client, model):
+    body = {"model": model, "prompt": "x", "max_tokens": 10}
+    lines = "\n".join(json.dumps({"custom_id": str(n), "body": body}) for n in range(3))
+    data = {"file": (io.BytesIO(lines.encode()), "x.jsonl"), "purpose": "batch"}
+    fields = {"input_file_id": client.post("/v1/files", data=data).get_json()["id"]}
+    fields |= {"endpoint": "/v1/completions", "completion_window": "24h"}
+    return f"/v1/batches/{client.post('/v1/batches', json=fields).get_json()['id']}"
+
+
+@pytest.mark.parametrize("begin", [begin_run, begin_response, begin_batch])
+def test_what_was_acknowledged_ends_after_the_database_was_locked(
+    make_app, model_id, tmp_path, monkeypatch, caplog, begin
+):
+    """Its end meets the lock, and waits for it as long as it takes."""
+    monkeypatch.setattr("oxillama_torch.server.store.writer.PATIENCE_S", 0.3)
+    client = make_app(store=str(tmp_path / "store.db")).test_client()
+    other = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
+    path = begin(client, model_id)
+    other.execute("BEGIN IMMEDIATE")
+    refused = "the store cannot write: the database is locked"
+    until(lambda: caplog.messages.count(refused) > 2, "nothing meets the lock")
+    assert client.get(path).get_json()["status"] in ("queued", "in_progress", "validating")
+    other.rollback()
+    other.close()
+    ended = ("completed", "incomplete")
+    until(lambda: client.get(path).get_json()["status"] in ended, "it hangs")
