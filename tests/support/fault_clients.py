@@ -10,15 +10,19 @@ import http.client
 import itertools
 import json
 import os
+import random
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable
 
-from waiting import PATIENCE_S
+from waiting import PATIENCE_S, until
 
-__all__ = ["WRITERS", "Api", "Gone", "Ledger", "write_until_gone"]
+__all__ = ["Api", "Gone", "Ledger", "wait_for_ends", "write_until"]
+
+_LEAST_PER_ROUND = 8
 
 _ENDED = ("completed", "failed", "cancelled", "expired", "incomplete")
 _UNFINISHED = ("queued", "in_progress", "cancelling", "validating", "finalizing")
@@ -254,9 +258,26 @@ WRITERS = (
 _MOST = {background_responses: 3, runs: 4, batches: 1}
 
 
-def write_until_gone(
-    writer: Callable, api: Api, ledger: Ledger, errors: list, stop: threading.Event
-) -> None:
+def write_until(api: Api, ledger: Ledger, end: Callable[[], None]) -> None:
+    """One round: all writers at once, until ``end`` ends it at a moment of chance."""
+    before, errors, stop = ledger.total, [], threading.Event()
+    threads = [
+        threading.Thread(target=_write, args=(writer, api, ledger, errors, stop))
+        for writer in WRITERS
+    ]
+    for thread in threads:
+        thread.start()
+    until(lambda: errors or ledger.total >= before + _LEAST_PER_ROUND, "nothing is acknowledged")
+    time.sleep(random.uniform(0, 1.5))
+    end()
+    stop.set()
+    for thread in threads:
+        thread.join(2 * PATIENCE_S)
+    assert not any(thread.is_alive() for thread in threads), "a client hangs"
+    assert not errors, errors
+
+
+def _write(writer: Callable, api: Api, ledger: Ledger, errors: list, stop: threading.Event) -> None:
     """Have one client write until the server has gone; ``stop``: it may be back already."""
     numbers = range(_MOST[writer]) if writer in _MOST else itertools.count()
     try:
@@ -267,3 +288,10 @@ def write_until_gone(
                 writer(api, ledger, number)
     except BaseException as error:
         errors.append(error)
+
+
+def wait_for_ends(api: Api, ledger: Ledger, kind: str = "", timeout_s: float = PATIENCE_S) -> None:
+    """Wait until the work whose path holds ``kind`` has come to its end."""
+    for path, ended in ledger.ending.items():
+        if kind in path:
+            until(lambda p=path, e=ended: e(api.get(p)), f"{path} does not end", timeout_s)

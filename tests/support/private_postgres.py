@@ -10,6 +10,8 @@ import tempfile
 import uuid
 from pathlib import Path
 
+import psutil
+
 __all__ = ["PrivatePostgres", "missing"]
 
 
@@ -65,6 +67,24 @@ class PrivatePostgres:
 
     def stop(self, mode="immediate"):
         self._run("pg_ctl", "stop", "-w", "-m", mode, "-D", self._data)
+
+    def kill(self, way):
+        """kill -9 of the ``postmaster``, of one ``backend``, of ``all`` its processes."""
+        postmaster = psutil.Process(int((self._data / "postmaster.pid").read_text().split()[0]))
+        children = postmaster.children()
+        backends = [p for p in children if " tests " in " ".join(p.cmdline())]
+        doomed = {"postmaster": [postmaster], "backend": backends[:1]}.get(way)
+        for process in doomed or [postmaster, *children]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def starts(self):
+        """Start again after a kill; False while processes are left over that hold its memory."""
+        try:
+            self.start()
+        except subprocess.CalledProcessError:
+            return False
+        return True
 
     def url(self, database="postgres"):
         return f"postgresql://tests@/{database}?host={self._folder}"
