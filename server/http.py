@@ -12,7 +12,7 @@ from flask import Flask, Response, current_app, g, request
 from werkzeug.routing import Rule
 
 from oxillama_torch.config import ServerConfig
-from oxillama_torch.errors import EngineError, RequestError
+from oxillama_torch.errors import RequestError
 from oxillama_torch.server import strict_json
 from oxillama_torch.server.access import PUBLIC_PATHS, Access
 from oxillama_torch.server.access_log import AccessLog
@@ -121,7 +121,10 @@ def install(app: Flask, config: ServerConfig, metrics: Metrics) -> None:
         given = request.headers.get("X-Request-Id", "")
         g.request_id = given if _VALID_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         if current_app.extensions["lifecycle"].draining and not _always_has_room(request.path):
-            raise EngineError("the server is shutting down")
+            # No fault of the server's, as an EngineError would be: not in the log, once a request.
+            raise RequestError(
+                "the server is shutting down", status=503, code="engine_error", type="server_error"
+            )
         if (response := access.preflight(request)) is not None:
             return response
         access.admit(request)

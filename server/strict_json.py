@@ -1,8 +1,9 @@
 """JSON as strict as its definition allows, at the speed of a fast parser.
 
 Refused beside what is no JSON: an object that has a key twice (readers differ in which one they
-take), nesting deeper than ``MAX_DEPTH``, more than ``MAX_CONTAINERS`` objects and arrays (making
-them holds up every thread), numbers that are not finite, bytes that are not UTF-8, lone surrogates.
+take), nesting deeper than ``MAX_DEPTH``, more than ``MAX_CONTAINERS`` objects and arrays or
+``MAX_VALUES`` values (making and checking them holds up every thread: a tenth of a second each),
+numbers that are not finite, bytes that are not UTF-8, lone surrogates.
 What the parser does not look at is counted outside of the strings, by functions that run at memory
 speed.
 """
@@ -16,10 +17,11 @@ import orjson
 
 from oxillama_torch.errors import RequestError
 
-__all__ = ["MAX_CONTAINERS", "MAX_DEPTH", "loads"]
+__all__ = ["MAX_CONTAINERS", "MAX_DEPTH", "MAX_VALUES", "loads"]
 
 MAX_DEPTH = 64
-MAX_CONTAINERS = 100_000
+MAX_CONTAINERS = 20_000
+MAX_VALUES = 400_000
 
 
 def loads(raw: bytes) -> Any:
@@ -33,6 +35,8 @@ def loads(raw: bytes) -> Any:
     containers = objects + outside.count(b"[")
     if containers > MAX_CONTAINERS:
         raise _refused(f"the body has more than {MAX_CONTAINERS} objects and arrays")
+    if outside.count(b",") >= MAX_VALUES:
+        raise _refused(f"the body has more than {MAX_VALUES} values")
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as error:

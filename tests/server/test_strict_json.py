@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oxillama_torch.errors import RequestError
-from oxillama_torch.server.strict_json import MAX_CONTAINERS, MAX_DEPTH, loads
+from oxillama_torch.server.strict_json import MAX_CONTAINERS, MAX_DEPTH, MAX_VALUES, loads
 
 TRICKY = ['"', "\\", '\\"', "{", "}", "[", ":", ",", "a", "é", "\n", '":{', "\\\\"]
 
@@ -80,3 +80,11 @@ def test_the_number_of_containers_is_limited_but_not_that_of_values_or_brackets_
     assert len(loads(b"[" + b"1," * 300_000 + b"1]")) == 300_001
     text = "[{" * MAX_CONTAINERS
     assert loads(json.dumps({"prompt": text}).encode()) == {"prompt": text}
+
+
+def test_too_many_values_are_refused():
+    text = b"[" + b"1," * (MAX_VALUES - 1) + b"1]"
+    assert len(loads(text)) == MAX_VALUES
+    with pytest.raises(RequestError, match="values"):
+        loads(text.replace(b"[", b"[1,"))
+    loads(b'["' + b"," * MAX_VALUES + b'"]')
