@@ -13,14 +13,14 @@ from oxillama_torch.kernels.quant_matmul import configs, tuned
 
 
 def test_jobs_name_what_serves():
-    found = jobs(["Q8_0", "Q3_K"], [1, 4, 64], [(64, 256)])
+    found = jobs(["Q8_0", "IQ3_S"], [1, 4, 64], [(64, 256)])
     rows = {(j.kernel, j.type): [i.m for i in found if (i.kernel, i.type) == (j.kernel, j.type)]
             for j in found}  # fmt: skip
     assert rows["dp4a", "Q8_0"] == [1, 4]
-    assert ("dp4a", "Q3_K") not in rows
-    assert rows["gemv", "Q3_K"] == [1]
-    assert rows["gemm", "Q3_K"] == [1, 4, 64]
-    assert rows["invariant", "Q3_K"] == [1]
+    assert ("dp4a", "IQ3_S") not in rows
+    assert rows["gemv", "IQ3_S"] == [1]
+    assert rows["gemm", "IQ3_S"] == [1, 4, 64]
+    assert rows["invariant", "IQ3_S"] == [1]
 
 
 @pytest.mark.interpret
