@@ -220,10 +220,7 @@ def q6_k(
     b = w_words(p0, s0, n, h * 16 + side * 4 + 8, mask)
     c = w_words(p1, s1, n, h * 8 + side * 4, mask)
     # Eight scales in two loads; this side's are every other byte.
-    at = p2.to(tl.pointer_type(tl.int32)) + (n * (s2 // 4))[:, None] + (h * 2)[None, :]
-    shift = (side * 8)[None, :]
-    scales0 = tl.load(at, mask=mask, other=0) >> shift
-    scales1 = tl.load(at + 1, mask=mask, other=0) >> shift
+    scales0, scales1 = scales_of_side(p2, s2, n, h, side, mask)
     total = 0.0
     for i in tl.static_range(4):
         low = a if i % 2 == 0 else b
@@ -246,6 +243,14 @@ def sum16(x, USE_ASM: tl.constexpr):
 
 
 @triton.jit
+def scales_of_side(scales, stride, n, h, side, mask):
+    """Eight bytes in two loads, int32 [BLOCK_N, BLOCK_U]: this side's are in bits 0 and 16 on."""
+    at = scales.to(tl.pointer_type(tl.int32)) + (n * (stride // 4))[:, None] + (h * 2)[None, :]
+    shift = (side * 8)[None, :]
+    return tl.load(at, mask=mask, other=0) >> shift, tl.load(at + 1, mask=mask, other=0) >> shift
+
+
+@triton.jit
 def q2_k(
     p0, p1, p2, p3, s0, s1, s2, s3, n, u, mask, x, x_scales, x_sums, x_mask, USE_ASM: tl.constexpr
 ):
@@ -255,11 +260,7 @@ def q2_k(
     """
     h, side = u // 2, u % 2
     w = w_words(p0, s0, n, u * 4, mask)
-    # Eight bytes of scales and minima in two loads; this side's are every other byte.
-    at = p1.to(tl.pointer_type(tl.int32)) + (n * (s1 // 4))[:, None] + (h * 2)[None, :]
-    shift = (side * 8)[None, :]
-    scales0 = tl.load(at, mask=mask, other=0) >> shift
-    scales1 = tl.load(at + 1, mask=mask, other=0) >> shift
+    scales0, scales1 = scales_of_side(p1, s1, n, h, side, mask)
     dots, mins = 0.0, 0.0
     for i in tl.static_range(4):
         activations = x_words(x, h * 32 + i * 8 + side * 4, x_mask)
@@ -281,10 +282,7 @@ def q3_k(
     h, side = u // 2, u % 2
     w = w_words(p0, s0, n, u * 4, mask)
     high = w_words(p1, s1, n, u // 4 * 8 + side * 4, mask) >> (h % 2 * 4)[None, :, None]
-    at = p2.to(tl.pointer_type(tl.int32)) + (n * (s2 // 4))[:, None] + (h * 2)[None, :]
-    shift = (side * 8)[None, :]
-    scales0 = tl.load(at, mask=mask, other=0) >> shift
-    scales1 = tl.load(at + 1, mask=mask, other=0) >> shift
+    scales0, scales1 = scales_of_side(p2, s2, n, h, side, mask)
     total = 0.0
     for i in tl.static_range(4):
         activations = x_words(x, h * 32 + i * 8 + side * 4, x_mask)
