@@ -35,6 +35,7 @@ from oxillama_torch.kernels.registry import Call, register
 __all__ = [
     "MIN_WEIGHTS",
     "OPTIONS",
+    "add_up",
     "cannot",
     "compile_lanes",
     "dynamic",
@@ -240,7 +241,7 @@ def _dot(name: str) -> Callable:
         """One row: [N]."""
         parts = form.decode(**form.scale(**fields))
         terms = [w * x_BSPL[:, :, p] for p, w in enumerate(parts)]
-        return _add(terms).sum((1, 2)).sum(-1)
+        return add_up(terms).sum((1, 2)).sum(-1)
 
     return compile_lanes(dot, f"dot_{name.lower()}")
 
@@ -279,14 +280,15 @@ def _product(parts: int, lanes: int) -> Callable:
         for r in range(ROW_TILE):
             for c in range(COLUMN_TILE):
                 terms = [x[:, r, :, p].unsqueeze(1) * w[p][:, c] for p in range(parts)]
-                sums.append(_add(terms).sum(2))
+                sums.append(add_up(terms).sum(2))
         y = torch.stack(sums).sum(-1).unflatten(0, (ROW_TILE, COLUMN_TILE))
         return y.permute(2, 0, 3, 1).flatten(2, 3).flatten(0, 1)
 
     return compile_lanes(product, f"product_{parts}_{lanes}")
 
 
-def _add(terms: list[Tensor]) -> Tensor:
+def add_up(terms: list[Tensor]) -> Tensor:
+    """The sum, term by term in order."""
     total = terms[0]
     for term in terms[1:]:
         total = total + term

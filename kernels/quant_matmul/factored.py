@@ -327,12 +327,12 @@ def _product(form: _Form, rows: int) -> Callable:
         words = words.view(torch.int32)
         if rows == 1:
             runs = [_run(words[:, :, j], x_RCJFL[0, :, j], form) for j in range(form.words)]
-            total, sums = _add(runs), sums_RCJL[0].sum(1)
+            total, sums = compiled.add_up(runs), sums_RCJL[0].sum(1)
             return _scaled(total, sums, form, scale, *least).sum(1).sum(-1)[None]
         lanes = []
+        factors = [factor[:, :, None] for factor in (scale, *least)]
         for x_CJFL, sums_CJL in zip(x_RCJFL, sums_RCJL):
             total = _run(words, x_CJFL, form)
-            factors = [factor[:, :, None] for factor in (scale, *least)]
             lanes.append(_scaled(total, sums_CJL, form, *factors).sum((1, 2)))
         return torch.stack(lanes).sum(-1)
 
@@ -344,20 +344,17 @@ def _product(form: _Form, rows: int) -> Callable:
 def _run(words: Tensor, x: Tensor, form: _Form) -> Tensor:
     """Quants times inputs, added up over the fields: x has one dimension more, before the lanes."""
     fields = range(form.fields)
-    return _add([_field(words, form, index) * x.select(-2, index) for index in fields])
+    return compiled.add_up([_field(words, form, index) * x.select(-2, index) for index in fields])
 
 
 def _scaled(
-    total: Tensor, sums: Tensor, form: _Form, scale: Tensor, least: Tensor | None = None
+    total: Tensor, sums: Tensor | int, form: _Form, scale: Tensor, least: Tensor | None = None
 ) -> Tensor:
+    """Of stored quants times inputs, with the sums of these inputs: what their weights make."""
     if form.offset:
         total = total - form.offset * sums
     total = total * scale
     return total if least is None else total - least * sums
-
-
-def _add(terms: list[Tensor]) -> Tensor:
-    return functools.reduce(torch.add, terms)
 
 
 @functools.cache
@@ -367,14 +364,12 @@ def _decode(form: _Form, dtype: torch.dtype) -> Callable:
     def write(words: Tensor, scale: Tensor, *rest: Tensor) -> None:
         *least, out_nCJFL = rest
         words = words.view(torch.int32)
+        factors = [factor[:, :, None] for factor in (scale, *least)]
         for index in range(form.fields):
             q = _field(words, form, index)
             if 0 < index < form.fields - 1:
                 q = q * 2.0 ** (-form.bits * index)
-            w = (q - form.offset if form.offset else q) * scale[:, :, None]
-            if least:
-                w = w - least[0][:, :, None]
-            out_nCJFL[:, :, :, index].copy_(w)
+            out_nCJFL[:, :, :, index].copy_(_scaled(q, 1, form, *factors))
 
     shapes = [*_shapes(form), ("N", "C", form.words, form.fields, _lanes())]
     dtypes = [*[torch.float32] * (len(shapes) - 1), dtype]
