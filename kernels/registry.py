@@ -91,6 +91,8 @@ class Kernel:
         unless_asked: returns why it is not chosen for a call unless a rule names it, or None.
         error: relative L2 error that it states beyond the rounding of the activations' dtype.
         takes_quantized: has a keyword ``quantized`` for rows that are there in 8 bits already.
+        takes_lines: learns from tensors alone which rows have which adapter
+            (``lora.lines.LineGroups``), as a CUDA graph wants it.
     """
 
     op: str
@@ -101,6 +103,7 @@ class Kernel:
     unless_asked: Callable[[Call], str | None]
     error: float = 0.0
     takes_quantized: bool = False
+    takes_lines: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,7 @@ def register(
     priority: int = 0,
     error: float = 0.0,
     takes_quantized: bool = False,
+    takes_lines: bool = False,
 ) -> Callable[[Callable], Callable]:
     """Decorator that adds a backend to an op.
 
@@ -151,6 +155,7 @@ def register(
         error: relative L2 error of a result that is its own doing, such as activations rounded to
             8 bits; ``oxillama kernels check`` allows it.
         takes_quantized: it has a keyword ``quantized`` (``quant_matmul.quantized``).
+        takes_lines: it serves ``lora.lines.LineGroups`` too.
 
     Raises:
         ValueError: the (op, backend) pair is taken.
@@ -181,6 +186,7 @@ def register(
                 unless_asked or (lambda call: None),
                 error,
                 takes_quantized,
+                takes_lines,
             )
             _cache.clear()
         return function

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.kernels import registry
 from oxillama_torch.kernels.formats.base import PackedTensor
+from oxillama_torch.kernels.lora.lines import LineGroups
 
 __all__ = [
     "MAX_PARTS",
@@ -59,6 +61,8 @@ class FactorTable:
 
     Attributes:
         addresses: int64 [E, 3]: where A and B begin, and R; zeros where there is no entry.
+        plain: nothing is special, and no entry has a gain.
+        rank: the largest R;  layers: bit e is set where there is an entry.
     """
 
     def __init__(
@@ -73,6 +77,10 @@ class FactorTable:
             for e in self.entries
         ]
         self.addresses = torch.tensor(lines, dtype=torch.int64, device=device)
+        present = [entry for entry in self.entries if entry is not None]
+        self.plain = not special and all(entry.gain is None for entry in present)
+        self.rank = max((entry.a.shape[0] for entry in present), default=0)
+        self.layers = sum(1 << number for number, entry in enumerate(self.entries) if entry)
 
     def changes(self, name: str, number: int) -> bool:
         """Does the adapter change a layer, given the name of its tensor and its number?"""
@@ -122,11 +130,26 @@ class RowGroups:
         """For each adapter, its terms of ``parts`` layers from number ``first`` on."""
         return [table.entries[first : first + parts] for table in self.tables]
 
+    def changes(self, first: int, parts: int) -> bool:
+        """Whether some adapter adds something to one of these layers."""
+        return any(entry is not None for terms in self.entries(first, parts) for entry in terms)
+
+    def rank(self, first: int, parts: int) -> int:
+        """The largest R of the terms of these layers."""
+        terms = self.entries(first, parts)
+        return max(entry.a.shape[0] for entries in terms for entry in entries if entry is not None)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of all factors."""
+        entries = (entry for table in self.tables for entry in table.entries if entry is not None)
+        return next(entries).a.planes["w"].dtype
+
 
 def lora(
     y: Tensor,
     x: Tensor,
-    groups: RowGroups,
+    groups: RowGroups | LineGroups,
     first: int,
     sizes: Sequence[int],
     *,
@@ -156,12 +179,15 @@ def lora(
         UnsupportedError: no backend, or none that a rule allows, serves the call.
     """
     _check(y, x, sizes)
-    entries = groups.entries(first, len(sizes))
-    if all(entry is None for terms in entries for entry in terms):
+    if not groups.changes(first, len(sizes)):
         return y
-    _add_gains(y, entries, groups, sizes, base, bias)
     call = registry.Call(y.device.type, x.dtype, numerics, m=len(groups.rows))
-    registry.select("lora", call).function(y, x, groups, first, tuple(sizes))
+    kernel = registry.select("lora", call)
+    if isinstance(groups, RowGroups):
+        _add_gains(y, groups, first, sizes, base, bias)
+    elif not kernel.takes_lines:
+        raise UnsupportedError(f"lora={kernel.backend} in a CUDA graph")
+    kernel.function(y, x, groups, first, tuple(sizes))
     return y
 
 
@@ -177,13 +203,13 @@ def _check(y: Tensor, x: Tensor, sizes: Sequence[int]) -> None:
 
 def _add_gains(
     y: Tensor,
-    entries: Sequence[Sequence[LowRank | None]],
     groups: RowGroups,
+    first: int,
     sizes: Sequence[int],
     base: Tensor | None,
     bias: Tensor | None,
 ) -> None:
-    for slot, terms in enumerate(entries):
+    for slot, terms in enumerate(groups.entries(first, len(sizes))):
         places = slice(groups.starts[slot], groups.starts[slot + 1])
         for part, entry in enumerate(terms):
             if entry is None or entry.gain is None:

@@ -2,7 +2,7 @@
 
 Terms of all adapters of a step, of every rank, and of the layers that share an input go in one
 launch: programs find their factors through the tables of addresses in ``RowGroups``. Nothing waits
-for the device, and the same launch serves any mix, as a CUDA graph wants it.
+for the device. With ``LineGroups`` the same launch serves any mix, as a CUDA graph wants it.
 
 Shapes: P rows with an adapter, K inputs, R most ranks of a term, S splits of the inputs.
 """
@@ -14,6 +14,7 @@ import triton
 from torch import Tensor
 
 from oxillama_torch.kernels.formats.base import ROW_ALIGNMENT
+from oxillama_torch.kernels.lora.lines import LineGroups
 from oxillama_torch.kernels.lora.op import MAX_PARTS, RANK_TILE, ROW_TILE, RowGroups
 from oxillama_torch.kernels.lora.triton_expand import expand_kernel
 from oxillama_torch.kernels.lora.triton_shrink import shrink_kernel
@@ -36,14 +37,15 @@ BLOCK_N, BLOCK_K = (256, 256) if INTERPRET else (64, 128)
 SPLIT = 1024
 
 
-@register("lora", "triton", devices=DEVICES, priority=priority(1))
-def lora(y: Tensor, x: Tensor, groups: RowGroups, first: int, sizes: tuple[int, ...]) -> None:
+@register("lora", "triton", devices=DEVICES, priority=priority(1), takes_lines=True)
+def lora(
+    y: Tensor, x: Tensor, groups: RowGroups | LineGroups, first: int, sizes: tuple[int, ...]
+) -> None:
     """Triton backend of :func:`oxillama_torch.kernels.lora.op.lora`, without the gains."""
     x = x if x.stride(1) == 1 else x.contiguous()
-    entries = [entry for terms in groups.entries(first, len(sizes)) for entry in terms if entry]
-    factors = entries[0].a.planes["w"].dtype
+    factors = groups.dtype
     inputs, count, parts = x.shape[1], len(groups.rows), len(sizes)
-    rank = max(entry.a.shape[0] for entry in entries)
+    rank = groups.rank(first, parts)
     splits = triton.cdiv(inputs, SPLIT)
     h = torch.empty((splits, parts, count, rank), dtype=torch.float32, device=x.device)
     tiles = len(groups.tiles)

@@ -52,6 +52,9 @@ class BatchBuilder:
         page_size: S.
         device: where the model runs.
         layers: numbers of the layers that adapters may change, see AdapterBatch.
+
+    Attributes:
+        layers: as given.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class BatchBuilder:
         device: torch.device | str,
         layers: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        self._page_size, self._device, self._layers = page_size, torch.device(device), layers
+        self._page_size, self._device, self.layers = page_size, torch.device(device), layers
         self._table = np.zeros((slots, max_pages), np.int32)
 
     @property
@@ -100,7 +103,7 @@ class BatchBuilder:
         self, items: Sequence[ScheduledItem], counts: Sequence[int]
     ) -> AdapterBatch | None:
         """Adapters that change the head, for rows whose logits are wanted: so many of each item."""
-        head = self._layers.get(HEAD, -1)
+        head = self.layers.get(HEAD, -1)
         if not any(table.changes(HEAD, head) for i in items for table, _ in _uses(i)):
             return None
         return self._adapters(items, counts)
@@ -122,7 +125,7 @@ class BatchBuilder:
     ) -> AdapterBatch | None:
         if not any(item.state.adapters for item in items):
             return None
-        return adapter_batch(self._layers, [_uses(i) for i in items], counts, self._device)
+        return adapter_batch(self.layers, [_uses(i) for i in items], counts, self._device)
 
 
 def forward_batch(

@@ -6,6 +6,7 @@ import bisect
 import logging
 from collections.abc import Callable
 
+from oxillama_torch.engine.adapter_lines import AdapterLines
 from oxillama_torch.engine.decode_state import DecodeState
 from oxillama_torch.engine.decode_step import DecodeStep
 from oxillama_torch.engine.graphs import GraphDevice, StepShape, line_counts, reaches
@@ -23,15 +24,21 @@ class DecodeGraphs:
         state: the lines.
         device: records and replays.
         max_context: most tokens of a line.
+        adapters: those of the lines.
 
     Attributes:
         captured: graphs recorded since the start.
     """
 
     def __init__(
-        self, step: DecodeStep, state: DecodeState, device: GraphDevice, max_context: int
+        self,
+        step: DecodeStep,
+        state: DecodeState,
+        device: GraphDevice,
+        max_context: int,
+        adapters: AdapterLines,
     ) -> None:
-        self._step, self._state, self._device = step, state, device
+        self._step, self._state, self._device, self._adapters = step, state, device, adapters
         self._counts, self._reaches = line_counts(state.lines), reaches(max_context)
         self._graphs: dict[StepShape, Callable[[], None]] = {}
         self.captured = 0
@@ -77,9 +84,21 @@ class DecodeGraphs:
         graph = self._graphs.get(shape)
         if graph is None:
             log.debug("capturing %s", shape)
+            self._drop_outgrown(shape)
             graph = self._graphs[shape] = self._capture(shape)
             self.captured += 1
         return graph
+
+    def _drop_outgrown(self, shape: StepShape) -> None:
+        """Forget graphs for fewer layers or smaller ranks of adapters: nobody asks for them now."""
+        if shape.adapters is None:
+            return
+        now = shape.adapters._replace(rounds=0)
+        gone = [s for s in self._graphs if s.adapters and s.adapters._replace(rounds=0) != now]
+        if gone:
+            self._device.finish()
+        for old in gone:
+            del self._graphs[old]
 
     def _capture(self, shape: StepShape) -> Callable[[], None]:
         active = self._state.column("active")
@@ -92,6 +111,9 @@ class DecodeGraphs:
 
     def _run(self, shape: StepShape) -> None:
         if shape.part != "choose":
-            self._step.forward(shape.lines, shape.reach)
+            adapters = shape.adapters
+            if adapters is not None:
+                adapters = self._adapters.batch(adapters, shape.lines)
+            self._step.forward(shape.lines, shape.reach, adapters)
         if shape.part != "forward":
             self._step.choose(shape.lines, penalised=shape.penalised, masked=shape.masked)

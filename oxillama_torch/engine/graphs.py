@@ -13,6 +13,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from oxillama_torch.engine.adapter_lines import AdapterShape
+
 __all__ = ["CudaGraphs", "GraphDevice", "StepShape", "line_counts", "reaches"]
 
 #: Contexts up to which graphs are made besides the longest: one for long contexts splits keys among
@@ -30,6 +32,7 @@ class StepShape(NamedTuple):
         lines: how many.
         reach: most tokens of a line; 0 where it does not matter.
         penalised, masked: see ``DecodeStep.choose``.
+        adapters: what some lines have; None: none has any.
     """
 
     part: str
@@ -37,6 +40,7 @@ class StepShape(NamedTuple):
     reach: int = 0
     penalised: bool = False
     masked: bool = False
+    adapters: AdapterShape | None = None
 
 
 def line_counts(most: int) -> list[int]:

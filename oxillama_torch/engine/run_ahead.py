@@ -20,6 +20,7 @@ from types import MappingProxyType
 
 import torch
 
+from oxillama_torch.engine.adapter_lines import AdapterLines, Adapters
 from oxillama_torch.engine.batch import BatchBuilder
 from oxillama_torch.engine.decode_graphs import DecodeGraphs
 from oxillama_torch.engine.decode_state import DecodeState
@@ -85,6 +86,7 @@ class LineRunner:
         device: copies tokens to the host.
         builder: knows the pages of running requests.
         masks: what grammars allow.
+        adapters: those of the lines.
         banned: int64 ids that no request may choose; None: none.
     """
 
@@ -95,10 +97,12 @@ class LineRunner:
         device: GraphDevice,
         builder: BatchBuilder,
         masks: MaskFiller,
+        adapters: AdapterLines,
         banned: torch.Tensor | None = None,
     ) -> None:
         self._state, self.graphs, self._device = state, graphs, device
         self._builder, self._masks, self._banned = builder, masks, banned
+        self._adapters = adapters
         self._holders: list[RequestState | None] = [None] * state.lines
         # Where the device stands: the next position of each line, -1 for one that is not active.
         self._positions = [-1] * state.lines
@@ -112,7 +116,7 @@ class LineRunner:
 
     def _serves_item(self, item: ScheduledItem) -> bool:
         one = item.width == 1 and item.samples and not item.scored_positions
-        return one and not item.state.adapters
+        return one and (not item.state.adapters or self._adapters.serves(item.state.adapters))
 
     def _chooses(self, item: ScheduledItem) -> bool:
         """Whether the step itself can choose a request's token; else its logits go to the chain."""
@@ -142,7 +146,7 @@ class LineRunner:
             self.graphs.replay(shape)
             return self._flight(items, lines)
         try:
-            self.graphs.replay(StepShape("forward", shape.lines, shape.reach))
+            self.graphs.replay(shape._replace(part="forward", penalised=False))
         finally:
             if masks is not None:
                 masks.wait()
@@ -150,7 +154,7 @@ class LineRunner:
             return self._by_chain(items, lines, masks)
         places, words, failed = masks.words()
         self._state.write_bitmask(shape.lines, [lines[place] for place in places], words)
-        self.graphs.replay(shape._replace(part="choose", reach=0, masked=True))
+        self.graphs.replay(shape._replace(part="choose", reach=0, masked=True, adapters=None))
         return self._flight(items, lines, failed)
 
     def launch_after(self, flight: Flight, batch: ScheduledBatch) -> Flight | None:
@@ -179,7 +183,7 @@ class LineRunner:
 
     def figures(self) -> LineFigures:
         """Counted since the start."""
-        taken = self._state.nbytes + self._device.memory()
+        taken = self._state.nbytes + self._adapters.nbytes + self._device.memory()
         counted = (self._steps, self._steps_ahead, self._sampled, self._chained)
         return LineFigures(len(self.graphs), taken, *counted)
 
@@ -226,7 +230,11 @@ class LineRunner:
     def _shape(self, items: Sequence[ScheduledItem], lines: int) -> StepShape:
         reach = self.graphs.reach_for(max(item.stop for item in items))
         penalised = any(item.state.row.logit_steps for item in items)
-        return StepShape("step", self.graphs.lines_for(lines), reach, penalised)
+        adapters = None
+        if any(item.state.adapters for item in items):
+            adapters = self._adapters.write([_adapters_of(holder) for holder in self._holders])
+        count = self.graphs.lines_for(lines)
+        return StepShape("step", count, reach, penalised, adapters=adapters)
 
     def _place(
         self, items: Sequence[ScheduledItem], chooses: bool
@@ -326,15 +334,20 @@ def line_runner(
     state = DecodeState(lines, builder.max_pages, vocab_size, model.device)
     banned = torch.tensor(sorted(banned_ids), device=model.device) if banned_ids else None
     step = DecodeStep(model, pool, state, banned)
-    graphs = DecodeGraphs(step, state, device, builder.max_pages * pool.page_size)
+    adapters = AdapterLines(builder.layers, lines, model.device, model.dtype, model.numerics)
+    graphs = DecodeGraphs(step, state, device, builder.max_pages * pool.page_size, adapters)
     masks = MaskFiller(vocab_size, model.device)
-    return LineRunner(state, graphs, device, builder, masks, banned)
+    return LineRunner(state, graphs, device, builder, masks, adapters, banned)
 
 
 _COLUMNS = (
     *("input_ids", "positions", "active", "seeds", "seen", "top_k", "top_p", "min_p"),
     *("temperature", "repetition", "frequency", "presence"),
 )
+
+
+def _adapters_of(holder: RequestState | None) -> Adapters:
+    return () if holder is None else holder.adapters
 
 
 def _has_window(state: RequestState) -> bool:

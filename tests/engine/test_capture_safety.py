@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
+from oxillama_torch.engine.adapter_lines import AdapterLines, AdapterShape  # noqa: E402
 from oxillama_torch.engine.decode_state import DecodeState  # noqa: E402
 from oxillama_torch.engine.decode_step import DecodeStep  # noqa: E402
 from oxillama_torch.gguf.reader import read_gguf  # noqa: E402
@@ -25,13 +26,14 @@ from oxillama_torch.kernels.formats.base import PackedTensor  # noqa: E402
 from oxillama_torch.kernels.kv_formats import find  # noqa: E402
 from oxillama_torch.kvcache.pool import KVPool  # noqa: E402
 from oxillama_torch.layers.rope import HeadNorms  # noqa: E402
+from oxillama_torch.lora.targets import Targets  # noqa: E402
 from oxillama_torch.models.loader import load_model  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     not triton_support.INTERPRET, reason="the real thing is tested on a GPU"
 )
 
-_OPS = ("attention", "embedding", "gated", "quant_matmul", "quant_matmul_experts",
+_OPS = ("attention", "embedding", "gated", "lora", "quant_matmul", "quant_matmul_experts",
         "quant_matmul_gated", "quant_matmul_segments", "rms_norm",
         "rope_store_kv", "sample")  # fmt: skip
 
@@ -113,18 +115,23 @@ def test_a_step_can_be_captured(arch, numerics, tmp_path, without_launches):
     with read_gguf(tmp_path / "tiny.gguf") as gguf:
         model = load_model(gguf, dtype=torch.bfloat16, numerics=numerics)
     shapes, vocab_size = model.kv_shapes(), model.config.vocab_size
+    numbers = Targets(model).numbers
     rules = ",".join(f"{op}=triton" for op in _OPS)
     with torch.inference_mode(), registry.use_kernels(rules):
         pool = KVPool(shapes, num_pages=8, page_size=16, device="meta",
                       format=find("auto", torch.bfloat16))  # fmt: skip
         state = DecodeState(8, 64, vocab_size, "meta")
         banned = torch.empty(3, dtype=torch.int64, device="meta")
+        adapters = AdapterLines(numbers, 8, torch.device("meta"), torch.bfloat16, numerics)
+        shape = AdapterShape(rounds=2, layers=(1 << len(numbers)) - 1, rank=32)
         step = DecodeStep(faked(model), pool, state, banned)
         for mode in (contextlib.nullcontext(), Refusing()):  # the first run makes tables
             with mode:
                 for lines in (1, 4, 8):
                     step.forward(lines, 1024)
+                    step.forward(lines, 1024, adapters.batch(shape, lines))
                     for penalised in (False, True):
                         step.choose(lines, penalised=penalised, masked=penalised)
     assert mode.calls > 100
-    assert {"sample_kernel", "mask_kernel", "penalise_kernel"} < set(without_launches)
+    expected = {"sample_kernel", "mask_kernel", "penalise_kernel", "shrink_kernel", "expand_kernel"}
+    assert expected < set(without_launches)

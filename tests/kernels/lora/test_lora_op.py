@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from oxillama_torch.bench.cross_compile import TARGETS, cross_compile, table
+from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.kernels.formats import PackedTensor
+from oxillama_torch.kernels.lora.lines import LineGroups
 from oxillama_torch.kernels.lora.op import FactorTable, LowRank, RowGroups, lora, padded_rank
 from oxillama_torch.kernels.registry import use_kernels
 
@@ -102,6 +104,29 @@ def test_a_row_has_the_same_bits_alone_and_in_a_mixed_batch(backend, adapters):
             assert torch.equal(alone[0], together[row])
     untouched = sorted(set(range(30)) - set(ROWS))
     assert torch.equal(together[untouched], y[untouched])
+
+
+@pytest.mark.interpret
+@pytest.mark.skipif(torch.cuda.is_available(), reason="interpreted on the CPU only")
+def test_rows_by_lines_have_the_same_bits(adapters, poisoned_memory):
+    """Tiles that nobody needs, room for larger ranks, and a layer that nobody adds to."""
+    tables, _ = adapters()
+    x, y = torch.randn(30, INPUTS), torch.randn(30, sum(SIZES))
+    groups = RowGroups(tables, SLOTS, ROWS, SCALES, CPU)
+    nothing = FactorTable([None] * 5, CPU)
+    tiles = torch.zeros(30, 3, dtype=torch.int64)
+    tiles[:, 0] = nothing.addresses.data_ptr()
+    tiles[: len(groups.tiles)] = groups.tiles
+    rows, scales = torch.zeros(30, dtype=torch.int64), torch.zeros(30)
+    rows[: len(ROWS)], scales[: len(ROWS)] = groups.rows, groups.scales
+    lines = LineGroups(tiles, rows, scales, layers=0b01110, rank=64, dtype=torch.float32)
+    with use_kernels("lora=triton"):
+        expected = lora(y.clone(), x, groups, 1, SIZES)
+        assert torch.equal(lora(y.clone(), x, lines, 1, SIZES), expected)
+    for first in (0, 4):
+        assert not lines.changes(first, 1)
+    with use_kernels("lora=reference"), pytest.raises(UnsupportedError, match="CUDA graph"):
+        lora(y.clone(), x, lines, 1, SIZES)
 
 
 def test_gains_weigh_the_product_without_its_bias(adapters):
