@@ -49,7 +49,10 @@ def load_model(
     """
     config = ModelConfig.from_metadata(Metadata(gguf.metadata, str(gguf.path)))
     weights = Weights(gguf, device=device, numerics=numerics, progress=progress)
-    decoder = _Builder(config, weights).decoder(dtype)
+    try:
+        decoder = _Builder(config, weights).decoder(dtype)
+    finally:
+        weights.close()
     weights.check_all_taken()
     return decoder
 

@@ -18,6 +18,7 @@ from oxillama_torch.gguf.types import GGMLType
 from oxillama_torch.kernels import formats
 from oxillama_torch.kernels.formats import PackedTensor
 from oxillama_torch.layers.linear import LinearGroup, QuantLinear
+from oxillama_torch.models.upload import uploader
 
 __all__ = ["Weights"]
 
@@ -28,7 +29,7 @@ class Weights:
     """The tensors of a file, each to be taken by the layer that needs it.
 
     Matrices go to the device as they lie in the file and are repacked there, one product's worth
-    at a time; nothing is dequantized.
+    at a time, while the next one is on its way; nothing is dequantized.
 
     Args:
         gguf: the open file.
@@ -49,6 +50,7 @@ class Weights:
         self.device = torch.device(device)
         self.numerics = numerics
         self._progress = progress
+        self._upload = uploader(self.device)
         self._taken: set[str] = set()
         self._taken_bytes = 0
         self._total_bytes = sum(info.nbytes for info in gguf.tensors.values())
@@ -104,7 +106,7 @@ class Weights:
         infos = [self._info(name, shape) for name, shape in shapes.items()]
         rows = sum(math.prod(info.shape[:-1]) for info in infos)
         stack = math.prod(infos[0].shape[:-2])  # E, or 1 for a matrix
-        data = [self.gguf.data(info.name).to(self.device).view(stack, -1) for info in infos]
+        data = [self._on_device(info.name).view(stack, -1) for info in infos]
         together = data[0] if len(data) == 1 else torch.cat(data, dim=1)
         try:
             packed = PackedTensor.from_bytes(
@@ -126,6 +128,11 @@ class Weights:
         self._take(info)
         return values.to(device or self.device)
 
+    def close(self) -> None:
+        """Give back what uploading has held."""
+        if self._upload is not None:
+            self._upload.close()
+
     def check_all_taken(self) -> None:
         """Raise for tensors that no layer asked for: the model would not be the file's.
 
@@ -139,6 +146,10 @@ class Weights:
             raise UnsupportedError(
                 f"tensors that architecture {architecture!r} has no use for: {shown}"
             )
+
+    def _on_device(self, name: str) -> Tensor:
+        data = self.gguf.data(name)
+        return data.to(self.device) if self._upload is None else self._upload(data)
 
     def _info(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
         info = self.gguf.tensors.get(name)
