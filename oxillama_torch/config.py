@@ -67,6 +67,8 @@ class EngineConfig:
         graphs: whether decode steps are recorded and replayed as CUDA graphs: ``on``, ``off`` or
             ``auto`` (on a GPU).
         graph_batch_size: most requests of a step that is replayed; None: ``max_batch_size``.
+        graph_prompt_tokens: longest prompt, or chunk of one, that is replayed where it has a step
+            to itself; 0: none is.
         type_39_is_q1_0: the file is OxiLLaMa's, whose Q1_0 tensors have the number of MXFP4.
     """
 
@@ -95,6 +97,7 @@ class EngineConfig:
     threads: int | None = None
     graphs: Literal["auto", "on", "off"] = "auto"
     graph_batch_size: int | None = None
+    graph_prompt_tokens: int = 128
     type_39_is_q1_0: bool = False
 
     def __post_init__(self) -> None:
@@ -117,6 +120,8 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UnsupportedError(f"{name} must be at least 1, got {value}")
+        if self.graph_prompt_tokens < 0:
+            raise UnsupportedError(f"graph_prompt_tokens {self.graph_prompt_tokens}: 0 or more")
         if self.page_size & (self.page_size - 1) or self.page_size < 16:
             raise UnsupportedError(f"page_size {self.page_size}: a power of two of at least 16")
 

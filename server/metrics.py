@@ -35,6 +35,7 @@ _COUNTERS = {
     "sampled_by_op": ("oxillama_sampled_by_op", "Tokens chosen by the sample op."),
     "sampled_by_chain": ("oxillama_sampled_by_chain", "Tokens chosen by the sampling chain."),
     "graph_steps": ("oxillama_graph_steps", "Steps replayed from CUDA graphs."),
+    "graph_prompts": ("oxillama_graph_prompts", "Steps with a short prompt that were replayed."),
     "steps_ahead": ("oxillama_steps_ahead", "Of these, launched before the last one was read."),
     "proposed_tokens": ("oxillama_proposed_tokens", "Tokens guessed ahead."),
     "accepted_tokens": ("oxillama_accepted_tokens", "Guesses that were right."),

@@ -46,6 +46,7 @@ def measure_host(batch_size: int, *, steps: int = 200, prompt_tokens: int = 512)
         max_batch_tokens=batch_size * prompt_tokens,  # all prompts in one step
         kv_pages=batch_size * (prompt_tokens + 2 * steps + 64) // 32 + batch_size,
         prefix_cache=False,
+        graph_prompt_tokens=0,
     )
     engine = Engine(_NoModel(), config, graphs=device)
     params = SamplingParams(temperature=0, seed=0, max_tokens=2 * steps + 32, ignore_eos=True)

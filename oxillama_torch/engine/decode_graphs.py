@@ -54,21 +54,17 @@ class DecodeGraphs:
         """The least reach that graphs are made for and that holds ``tokens``."""
         return self._reaches[bisect.bisect_left(self._reaches, tokens)]
 
-    def capture_all(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Make the graphs of plain steps, the largest first; others are made when one is wanted.
-
-        Args:
-            progress: called with (graphs made, graphs in all).
-        """
-        shapes = [
+    def shapes(self) -> list[StepShape]:
+        """What is recorded at the start, the largest first: plain steps; others when wanted."""
+        return [
             StepShape("step", lines, reach)
             for reach in reversed(self._reaches)
             for lines in reversed(self._counts)
         ]
-        for number, shape in enumerate(shapes):
-            self._graph(shape)
-            if progress is not None:
-                progress(number + 1, len(shapes))
+
+    def capture(self, shape: StepShape) -> None:
+        """Record one of ``shapes``."""
+        self._graph(shape)
 
     def drop(self) -> None:
         """Forget all graphs: weights or kernels are others now."""

@@ -23,6 +23,8 @@ from oxillama_torch.engine.model_runner import ItemResult, Model, ModelRunner
 from oxillama_torch.engine.outbox import Delivery
 from oxillama_torch.engine.page_memory import allocate_pages
 from oxillama_torch.engine.pooling import finish_pooling, pool_rows
+from oxillama_torch.engine.prefill_graphs import prefill_graphs
+from oxillama_torch.engine.recording import Recording
 from oxillama_torch.engine.request import (
     ErrorEvent,
     FinishEvent,
@@ -43,7 +45,6 @@ from oxillama_torch.errors import OxiLlamaError, RequestError, UnsupportedError
 from oxillama_torch.kernels import registry
 from oxillama_torch.lora.registry import AdapterRegistry, LoadedAdapter
 from oxillama_torch.models.decoder import Decoder
-from oxillama_torch.models.memory import graph_bytes
 from oxillama_torch.sampling.constraint_matcher import ConstraintCompiler, Matcher
 from oxillama_torch.sampling.custom import find_processors
 from oxillama_torch.sampling.row import SamplingRow
@@ -104,18 +105,16 @@ class Engine:
         self.vocab_size = model.config.vocab_size
         self._constraints, self._words = constraints, words
         batch_size = config.max_batch_size or DEFAULT_BATCH_SIZE
-        context = min(
-            config.max_context or model.config.context_length, model.config.context_length
-        )
+        longest = model.config.context_length
+        context = min(config.max_context or longest, longest)
         size = config.page_size
         lines = min(config.graph_batch_size or batch_size, batch_size, config.max_batch_tokens)
-        reserved = 0 if graphs is None or config.kv_pages else graph_bytes(model.config, lines)
         memory = allocate_pages(
             model,
             config,
             draft=draft,
             useful_tokens=batch_size * -(-context // size) * size,
-            reserved_bytes=reserved,
+            graph_lines=lines if graphs is not None else 0,
             identity=fingerprint,
         )
         self._scheduler = Scheduler(
@@ -134,14 +133,16 @@ class Engine:
             layers=adapters.targets.numbers if adapters is not None else {},
         )
         self._counters = Counters()
-        self._runner = ModelRunner(model, memory.pool, builder, banned_ids, memory.host)
-        self._lines = None
+        self._lines = prefill = None
         if graphs is not None:
             self._lines = line_runner(model, memory.pool, builder, banned_ids, graphs, lines=lines)
-        pages, format = memory.pages, memory.format
+            prefill = prefill_graphs(model, memory.pool, builder, graphs, config)
+        self._graphs = Recording(self._lines, prefill)
+        self._runner = ModelRunner(model, memory.pool, builder, banned_ids, memory.host, prefill)
         guessing = speculator(
-            config, pages, format, self._counters, vocab_size=self.vocab_size, draft=draft
-        )
+            config, memory.pages, memory.format, self._counters,
+            vocab_size=self.vocab_size, draft=draft,
+        )  # fmt: skip
         self._steps = Steps(self._scheduler, self._runner, self._lines, self._counters, guessing)
         self._rules = registry.active_rules()
         self._order = itertools.count()
@@ -204,17 +205,15 @@ class Engine:
     def forget_prefixes(self) -> None:
         """Empty the prefix cache: the model's weights have changed."""
         self._scheduler.forget_prefixes()
-        if self._lines is not None:
-            self._lines.graphs.drop()
+        self._graphs.drop()
 
     def capture_graphs(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Record decode steps now; what is not recorded is when it is first wanted.
+        """Record steps now; what is not recorded is when it is first wanted.
 
         Args:
             progress: called with (graphs made, graphs in all).
         """
-        if self._lines is not None:
-            self._lines.graphs.capture_all(progress)
+        self._graphs.capture_all(progress)
 
     def add(self, handle: RequestHandle) -> None:
         """Take in a request that ``check`` has let pass."""
@@ -321,9 +320,10 @@ class Engine:
             "max_context": self.max_context,
             "sampled_by_op": self._runner.sampled_by["op"] + lines.sampled,
             "sampled_by_chain": self._runner.sampled_by["chain"] + lines.chained,
-            "graphs": lines.graphs,
+            "graphs": len(self._graphs),
             "graph_bytes": lines.bytes,
             "graph_steps": lines.steps,
+            "graph_prompts": self._graphs.prompts,
             "steps_ahead": lines.steps_ahead,
             **asdict(self._counters),
         }

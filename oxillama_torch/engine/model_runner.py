@@ -13,6 +13,7 @@ import torch
 
 from oxillama_torch.engine.batch import BatchBuilder, StepInputs
 from oxillama_torch.engine.device_sampling import is_served, sample_on_device, wanted_on
+from oxillama_torch.engine.prefill_graphs import PrefillGraphs
 from oxillama_torch.engine.speculation.walk import Walk, walk_along
 from oxillama_torch.engine.state import RequestState, ScheduledBatch, ScheduledItem
 from oxillama_torch.errors import EngineError, OxiLlamaError
@@ -72,6 +73,7 @@ class ModelRunner:
         builder: makes the step's tensors.
         banned_ids: tokens that are never chosen.
         host: where pages of preempted requests go; None: nowhere.
+        prefill: computes steps of one short prompt; None: as all others.
 
     Attributes:
         sampled_by: tokens chosen by the ``sample`` op and by the chain.
@@ -84,7 +86,9 @@ class ModelRunner:
         builder: BatchBuilder,
         banned_ids: frozenset[int] = frozenset(),
         host: HostPages | None = None,
+        prefill: PrefillGraphs | None = None,
     ) -> None:
+        self._prefill = prefill
         self._model, self._pool, self._builder, self._host = model, pool, builder, host
         self._masks = MaskFiller(model.config.vocab_size, model.device)
         self._banned = torch.tensor(sorted(banned_ids), device=model.device) if banned_ids else None
@@ -100,7 +104,7 @@ class ModelRunner:
             masks = self._masks.start([item.state.matcher for item in batch.items if item.samples])
         try:
             inputs = self._builder.build(batch)
-            hidden = self._model(inputs.forward, self._pool.layers)
+            hidden = self._forward(inputs.forward)
         finally:
             if masks is not None:
                 masks.wait()
@@ -116,6 +120,11 @@ class ModelRunner:
             self._score(item, rows[offset : offset + count], results[item.state])
             offset += count
         return results
+
+    def _forward(self, batch: ForwardBatch) -> torch.Tensor:
+        if self._prefill is not None and self._prefill.serves(batch):
+            return self._prefill.forward(batch)
+        return self._model(batch, self._pool.layers)
 
     def swap(self, batch: ScheduledBatch) -> None:
         """Copy pages as a step wants them, once and before it is run."""

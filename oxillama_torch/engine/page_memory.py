@@ -13,6 +13,7 @@ from oxillama_torch.kvcache.holdings import PageManager
 from oxillama_torch.kvcache.host_pages import HostPages, plan_host_pages
 from oxillama_torch.kvcache.pool import KVPool, page_bytes, plan_pages
 from oxillama_torch.kvcache.swap import SwapSpace
+from oxillama_torch.models.memory import graph_bytes
 
 __all__ = ["PageMemory", "allocate_pages"]
 
@@ -40,7 +41,7 @@ def allocate_pages(
     *,
     useful_tokens: int,
     identity: str,
-    reserved_bytes: int = 0,
+    graph_lines: int = 0,
     draft: Model | None = None,
 ) -> PageMemory:
     """Allocate everything at once.
@@ -50,7 +51,8 @@ def allocate_pages(
         config: sizes and format.
         draft: a model whose keys and values lie beside them, in pages of the same numbers.
         useful_tokens: more than this many tokens can never be in use at once.
-        reserved_bytes: of what is free on the device, so much is spoken for.
+        graph_lines: of what is free on the device, CUDA graphs of steps with so many requests will
+            want some; 0: there are none.
         identity: of the model and all that changes its keys and values.
 
     Raises:
@@ -60,12 +62,15 @@ def allocate_pages(
     shapes, size = model.kv_shapes(), config.page_size
     format = kv_formats.find(config.kv_dtype, model.dtype)
     both = shapes + (draft.kv_shapes() if draft is not None else [])
+    graphs = 0
+    if graph_lines and config.kv_pages is None:
+        graphs = graph_bytes(model.config, graph_lines, config.graph_prompt_tokens)
     count = plan_pages(
         config,
         page_bytes(both, size, format),
         model.device,
         useful_tokens=useful_tokens,
-        reserved_bytes=reserved_bytes,
+        reserved_bytes=graphs,
     )
     # A draft computes again what has been swapped: it costs little and changes no token.
     host_count = plan_host_pages(config, page_bytes(shapes, size, format), count)

@@ -64,12 +64,11 @@ class LineFigures:
     """What happened on lines.
 
     Args:
-        graphs: recorded and at hand;  bytes: what they and the lines take on the device.
+        bytes: what the lines and all graphs of the engine take on the device.
         steps: launched from graphs;  steps_ahead: those launched before the one before was read.
         sampled, chained: tokens chosen in steps, and by the chain of their logits.
     """
 
-    graphs: int = 0
     bytes: int = 0
     steps: int = 0
     steps_ahead: int = 0
@@ -185,7 +184,7 @@ class LineRunner:
         """Counted since the start."""
         taken = self._state.nbytes + self._adapters.nbytes + self._device.memory()
         counted = (self._steps, self._steps_ahead, self._sampled, self._chained)
-        return LineFigures(len(self.graphs), taken, *counted)
+        return LineFigures(taken, *counted)
 
     def reset(self) -> None:
         """Forget who stands where, after a step that failed half-way."""

@@ -33,7 +33,7 @@ class MemoryPlan:
         kept_bytes: of the weights, in other forms that kernels for CPUs keep beside the packed one.
         kv_bytes_per_token: keys and values of one token in all layers; exact.
         workspace_bytes: activations of a step and logits; an estimate from above.
-        graph_bytes: what CUDA graphs of decode steps work on: lines of requests, and activations
+        graph_bytes: what CUDA graphs work on: lines of requests, and activations
             of their own; an estimate from above. What the driver keeps of each graph is not known
             before: ``graph_bytes`` of the engine's figures has it.
     """
@@ -90,15 +90,17 @@ def memory_plan(
     )
 
 
-def graph_bytes(config: ModelConfig, lines: int) -> int:
-    """What CUDA graphs of decode steps work on, ``MemoryPlan.graph_bytes``.
+def graph_bytes(config: ModelConfig, lines: int, prompt_tokens: int = 128) -> int:
+    """What CUDA graphs work on, ``MemoryPlan.graph_bytes``.
 
     Args:
-        lines: most requests of such a step.
+        lines: most requests of a decode step.
+        prompt_tokens: most tokens of a prompt that is a graph.
     """
     # Logits and mask by token of the vocabulary; pages, and what penalties look at.
     line = 5 * config.vocab_size + config.context_length // 4 + 12 * _HISTORY
-    return lines * line + _workspace_bytes(config, lines, lines)
+    prompt = (config.hidden_size + 6) * 4 * prompt_tokens
+    return lines * line + prompt + _workspace_bytes(config, max(lines, prompt_tokens), lines)
 
 
 def _matrices(gguf: GGUFFile) -> list[tuple[GGMLType, int, int]]:

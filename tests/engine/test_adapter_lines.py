@@ -93,7 +93,9 @@ class AdapterDriver(Driver):
 
 def driver(loaded, device=None, **config) -> AdapterDriver:
     model, adapters = loaded
-    config = EngineConfig(**{"page_size": 16, "kv_pages": 64, "max_batch_size": 6, **config})
+    config = EngineConfig(
+        **{"page_size": 16, "kv_pages": 64, "max_batch_size": 6, "graph_prompt_tokens": 0, **config}
+    )
     return AdapterDriver(Engine(model, config, adapters=adapters, graphs=device))
 
 

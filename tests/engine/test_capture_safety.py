@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from recorded_calls import RecordedCalls
 from tiny_models import write_tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,6 +21,7 @@ pytest.importorskip("triton")
 from oxillama_torch.engine.adapter_lines import AdapterLines, AdapterShape  # noqa: E402
 from oxillama_torch.engine.decode_state import DecodeState  # noqa: E402
 from oxillama_torch.engine.decode_step import DecodeStep  # noqa: E402
+from oxillama_torch.engine.prefill_graphs import PrefillGraphs  # noqa: E402
 from oxillama_torch.gguf.reader import read_gguf  # noqa: E402
 from oxillama_torch.kernels import registry, triton_support  # noqa: E402
 from oxillama_torch.kernels.formats.base import PackedTensor  # noqa: E402
@@ -125,8 +127,11 @@ def test_a_step_can_be_captured(arch, numerics, tmp_path, without_launches):
         adapters = AdapterLines(numbers, 8, torch.device("meta"), torch.bfloat16, numerics)
         shape = AdapterShape(rounds=2, layers=(1 << len(numbers)) - 1, rank=32)
         step = DecodeStep(faked(model), pool, state, banned)
+        prompts = PrefillGraphs(model, pool, RecordedCalls(), max_pages=64, most_tokens=128)
         for mode in (contextlib.nullcontext(), Refusing()):  # the first run makes tables
             with mode:
+                for tokens in (16, 128):
+                    prompts._run(tokens, 1024)
                 for lines in (1, 4, 8):
                     step.forward(lines, 1024)
                     step.forward(lines, 1024, adapters.batch(shape, lines))

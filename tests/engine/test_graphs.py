@@ -62,13 +62,14 @@ def test_graphs_are_recorded_while_a_model_is_loaded(tmp_path, monkeypatch):
         engine = loading.load_engine(
             config, gguf, eos_ids=frozenset(), recording=lambda *done: seen.append(done)
         )
-    assert seen == [(1, 2), (2, 2)]
+    assert seen == [(i + 1, 6) for i in range(6)], "of 2 and 1 lines; of 128 to 16 tokens"
     stats = engine.stats()
-    assert stats["graphs"] == 2 and stats["graph_steps"] == 0
+    assert stats["graphs"] == 6 and stats["graph_steps"] == 0
     assert 0 < stats["graph_bytes"] <= graph_bytes(engine.model.config, 2), "as planned"
     with torch.inference_mode():
         [events] = Driver(engine).run(request_for([5, 6, 7], max_tokens=6))
-    assert len(events) == 8 and engine.stats()["graphs"] == 2, "nothing else was needed"
+    assert len(events) == 8 and engine.stats()["graphs"] == 6, "nothing else was needed"
+    assert engine.stats()["graph_prompts"] == 1
 
 
 @pytest.mark.gpu

@@ -26,7 +26,9 @@ EOS = frozenset({0, 1})
 
 
 def driver(device=None, *, plain=False, eos=frozenset(), banned=frozenset(), **config) -> Driver:
-    config = EngineConfig(**{"page_size": 16, "kv_pages": 64, "max_batch_size": 8, **config})
+    config = EngineConfig(
+        **{"page_size": 16, "kv_pages": 64, "max_batch_size": 8, "graph_prompt_tokens": 0, **config}
+    )
     device = None if plain else device or RecordedCalls()
     engine = Engine(ScriptedModel(), config, eos_ids=eos, banned_ids=banned, graphs=device)
     return Driver(engine)

@@ -26,7 +26,7 @@ PAGE_BYTES = 16 * 2 * 4  # of the scripted model
 
 
 def driver(*, graphs=False, **config) -> Driver:
-    base = {"page_size": 16, "kv_pages": 8, "preemption": "swap"}
+    base = {"page_size": 16, "kv_pages": 8, "preemption": "swap", "graph_prompt_tokens": 0}
     device = RecordedCalls() if graphs else None
     return Driver(Engine(ScriptedModel(), EngineConfig(**{**base, **config}), graphs=device))
 
