@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from oxillama_torch.bench.adapters import add_random_adapters
+from oxillama_torch.bench.memory import MemoryWatch
 from oxillama_torch.config import EngineConfig
 from oxillama_torch.engine.request import GenerationRequest, RequestHandle, TokenEvent
 from oxillama_torch.engine.thread import EngineThread
@@ -49,12 +50,13 @@ def measure_model(
         ``bare_decode_tok_s`` too, and ``adapter_cost``: the share by which decoding takes longer;
         with speculation ``proposed`` tokens, the ``accepted_share`` of them, and
         ``tokens_per_check``: what a step brings a request that had guesses. All three over all
-        runs, the warm-up too.
+        runs, the warm-up too. On a GPU and without adapters, what ``MemoryWatch`` says.
     """
     # Random prompts share no prefix, but a later run must not meet the pages of an earlier one.
     config = EngineConfig(
         **{"model": Path(path), "max_batch_size": batch_size, "prefix_cache": False} | options
     )
+    watch = MemoryWatch(config)
     started = time.perf_counter()
     recorded = [0.0, 0.0]
     with LLM.from_config(config, *_watched(recorded)) as llm:
@@ -72,6 +74,7 @@ def measure_model(
             if progress is not None:
                 progress(run + 1, runs + 1)
         about = llm.describe()
+        memory = {} if names else watch.figures(stats["pages"] * stats["page_size"])
         guesses = _guesses(llm.engine.stats()) if config.speculation != "none" else {}
     row = {
         "model": Path(path).name,
@@ -86,7 +89,7 @@ def measure_model(
         "num_graphs": stats["graphs"],
         "graph_bytes": stats["graph_bytes"],
     }
-    return row | _medians(timings[1:]) | guesses
+    return row | _medians(timings[1:]) | guesses | memory
 
 
 def _guesses(stats: dict[str, int | float]) -> dict[str, float]:

@@ -13,7 +13,7 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     machine = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
     parts = [f"# GPU check\n\n{machine}"]
     writers = {"ceilings": _ceilings, "kernels": _kernels, "host": _end_to_end}
-    writers |= {"demo": _end_to_end, "8b": _end_to_end}
+    writers |= {"demo": _end_to_end, "8b": _end_to_end, "graphs": _end_to_end}
     for name, found in result["sections"].items():
         for state in ("failed", "skipped", "summary"):
             if state in found:

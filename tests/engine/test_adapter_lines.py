@@ -18,7 +18,7 @@ from tiny_models import write_tiny
 from oxillama_torch.config import EngineConfig
 from oxillama_torch.engine.adapter_lines import AdapterLines
 from oxillama_torch.engine.engine import Engine
-from oxillama_torch.engine.request import GenerationRequest, RequestHandle
+from oxillama_torch.engine.request import GenerationRequest
 from oxillama_torch.gguf.reader import read_gguf
 from oxillama_torch.kernels import registry
 from oxillama_torch.kernels.lora.op import ROW_TILE, FactorTable
@@ -83,20 +83,12 @@ def loaded(tmp_path_factory):
     return model, adapters
 
 
-class AdapterDriver(Driver):
-    def add(self, request: GenerationRequest) -> str:
-        self.engine.check(request)
-        handle = RequestHandle(request, lambda _: None, adapters=self.engine.resolve(request))
-        self.engine.add(handle)
-        return request.request_id
-
-
-def driver(loaded, device=None, **config) -> AdapterDriver:
+def driver(loaded, device=None, **config) -> Driver:
     model, adapters = loaded
     config = EngineConfig(
         **{"page_size": 16, "kv_pages": 64, "max_batch_size": 6, "graph_prompt_tokens": 0, **config}
     )
-    return AdapterDriver(Engine(model, config, adapters=adapters, graphs=device))
+    return Driver(Engine(model, config, adapters=adapters, graphs=device))
 
 
 def request(number: int, *adapters: tuple[str, float], max_tokens: int = 10, **params):
@@ -144,7 +136,7 @@ def test_requests_come_and_go_and_take_turns_on_lines(loaded):
     plan = [(3 * i, request(i % 5, *choices[i % 4], max_tokens=4 + i % 7)) for i in range(10)]
     cancelled = {4: 17, 7: 25}  # number -> step
 
-    def play(run: AdapterDriver) -> list[list]:
+    def play(run: Driver) -> list[list]:
         for step in range(200):
             for number, (at, one) in enumerate(plan):
                 if at == step:
@@ -186,7 +178,7 @@ def test_merging_drops_graphs_and_attached_adapters_go_on(loaded):
     model, adapters = loaded
     merger = Merger(adapters.targets)
 
-    def play(run: AdapterDriver, device: RecordedCalls | None) -> list:
+    def play(run: Driver, device: RecordedCalls | None) -> list:
         ids = [run.add(request(0, ("a", 1.0), max_tokens=30)), run.add(request(1, max_tokens=30))]
         for merges in ([Merge(adapters.get("b").adapter, 0.5, "f16")], []):
             # What has been generated when weights change must not hang on who runs ahead.

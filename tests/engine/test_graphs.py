@@ -5,12 +5,15 @@ Oracle of the GPU test: the same requests in an engine that launches every step 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from engine_driver import Driver, request_for
 from hypothesis import given
 from hypothesis import strategies as st
 from recorded_calls import RecordedCalls
+from tiny_adapters import save_adapter
 from tiny_models import write_tiny
 
 from oxillama_torch.config import EngineConfig
@@ -97,6 +100,35 @@ def test_on_a_gpu_bits_are_those_of_single_launches(arch, tmp_path):
             found[graphs] = run.run(*requests)
     assert found["on"] == found["off"]
     assert engine.stats()["steps_ahead"] > 20
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_adapters_give_the_bits_of_single_launches(tmp_path):
+    oracle = write_tiny("llama", tmp_path / "tiny.gguf", type_name="Q8_0")
+    for seed, name in enumerate(("a", "b")):
+        save_adapter(oracle, tmp_path / name, seed=seed, r=4 + 16 * seed)
+    config = {"model": tmp_path / "tiny.gguf", "device": "cuda", "numerics": "invariant"}
+    config |= {"page_size": 16, "kv_pages": 64, "max_batch_size": 6}
+    found = {}
+    for graphs in ("off", "on"):
+        with read_gguf(config["model"]) as gguf:
+            engine = loading.load_engine(
+                EngineConfig(graphs=graphs, **config), gguf, eos_ids=frozenset()
+            )
+        for name in ("a", "b"):
+            engine.adapters.load(name, tmp_path / name)
+        uses = [(), (("a", 1.0),), (("b", 0.5), ("a", -1.0))]
+        requests = [
+            replace(
+                request_for([5 + i, *range(9, 9 + 5 * i)], max_tokens=10 + 4 * i, logprobs=1),
+                adapters=uses[i % 3],
+            )
+            for i in range(6)
+        ]
+        with torch.inference_mode(), torch.cuda.device(0):
+            found[graphs] = Driver(engine).run(*requests)
+    assert found["on"] == found["off"]
+    assert engine.stats()["steps_ahead"] > 10
 
 
 @pytest.mark.gpu

@@ -48,7 +48,8 @@ class Driver:
     def add(self, request: GenerationRequest) -> str:
         self.engine.check(request)
         matcher = self.engine.matcher(request)
-        self.engine.add(RequestHandle(request, lambda _: None, matcher=matcher))
+        adapters = self.engine.resolve(request)
+        self.engine.add(RequestHandle(request, lambda _: None, adapters=adapters, matcher=matcher))
         return request.request_id
 
     def step(self, count: int = 1) -> None:
