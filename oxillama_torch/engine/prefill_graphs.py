@@ -46,7 +46,7 @@ class PrefillGraphs:
         pool: keys and values.
         device: records and replays.
         max_pages: L.
-        most_tokens: C.
+        most_tokens: C, cut to what L pages hold: the padding has pages of its own to look at.
 
     Attributes:
         steps: computed from graphs since the start.
@@ -56,8 +56,9 @@ class PrefillGraphs:
         self, model, pool: KVPool, device: GraphDevice, *, max_pages: int, most_tokens: int
     ) -> None:
         self._model, self._pool, self._device = model, pool, device
-        self._counts = token_counts(most_tokens)
-        self._reaches = reaches(max_pages * pool.page_size)
+        longest = max_pages * pool.page_size
+        most_tokens = min(most_tokens, longest)
+        self._counts, self._reaches = token_counts(most_tokens), reaches(longest)
         self._graphs: dict[tuple[int, int], Callable[[], None]] = {}
         self.steps = 0
 

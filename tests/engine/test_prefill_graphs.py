@@ -107,6 +107,24 @@ def test_recorded_at_the_start_dropped_and_switched_off(model):
         EngineConfig(graph_prompt_tokens=-1)
 
 
+def test_padding_stays_within_the_pages_that_a_request_may_have(model):
+    seen = []
+
+    def watched(batch, kv):
+        table = batch.page_table.shape[1] * 16
+        seen.append(batch.seq_lens.tolist())
+        assert max(seen[-1]) <= batch.max_seq_len <= table
+        return model.forward(batch, kv)
+
+    plain = driver(model, max_context=48).run(request_for(prompt(5), max_tokens=2))[0]
+    run = driver(model, RecordedCalls(), max_context=48)
+    run.engine._graphs._prefill._model = watched
+    same(run.run(request_for(prompt(5), max_tokens=2))[0], plain)
+    run.engine.capture_graphs()
+    run.run(request_for(prompt(40)[::-1], max_tokens=2))
+    assert seen[-1] == [40, 8]
+
+
 @given(st.integers(1, 1000))
 def test_token_counts(most):
     counts = token_counts(most)
