@@ -7,6 +7,7 @@ Shapes: M rows, N outputs, K inputs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 
@@ -16,7 +17,7 @@ from oxillama_torch.bench.cases import PACKED_OPS, Case, cases_of
 from oxillama_torch.bench.ceilings import Ceilings
 from oxillama_torch.bench.cost import cost_of
 from oxillama_torch.bench.kernel_check import check_case
-from oxillama_torch.bench.timing import Timing, copies_past_cache, measure
+from oxillama_torch.bench.timing import Timing, TooLong, copies_past_cache, measure
 from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.kernels import registry
 from oxillama_torch.kernels.formats.base import PackedTensor
@@ -78,6 +79,7 @@ class Row:
         chosen: whether selection takes it for this call.
         relative_l2: error against the reference.
         microseconds: median; None when it was not timed (see ``note``).
+        note: why it was not timed, or a baseline was not.
         gigabytes_per_s: bytes of weights, activations and outputs over the time.
         teraflops: floating-point operations over the time; None where they are not counted.
         share_of_copy: of the copy bandwidth measured on this device.
@@ -127,6 +129,7 @@ def kernel_table(
     backends: Iterable[str] | None = None,
     baselines: Iterable[str] = (),
     seconds: float = 0.1,
+    limit: float = math.inf,
 ) -> Iterator[Row]:
     """Time every backend that serves a call with either numerics.
 
@@ -138,6 +141,8 @@ def kernel_table(
         backends: only these; None: all but ``reference`` where others serve.
         baselines: of BASELINES; each is timed once per case.
         seconds: to measure each.
+        limit: seconds; what would take longer is called once or twice and then gets a note
+            instead of a time.
     """
     baselines, rows = set(baselines), list(rows)
     for type_name in types if op in PACKED_OPS else [None]:
@@ -146,7 +151,8 @@ def kernel_table(
             call = Call(device, dtype, type=type_name, m=m)
             rounds = _rounds(op, call, shape, weights)
             for cases in zip(*rounds):
-                yield from _time_case(cases, shape, ceilings, backends, baselines, seconds)
+                budget = {"seconds": seconds, "limit": limit}
+                yield from _time_case(cases, shape, ceilings, backends, baselines, budget)
 
 
 def _rounds(
@@ -180,32 +186,69 @@ def _time_case(
     ceilings: Ceilings,
     backends: Iterable[str] | None,
     baselines: set[str],
-    seconds: float,
+    budget: dict[str, float],
 ) -> Iterator[Row]:
-    """Every backend on one case (with operands to go round)."""
-    case, found = cases[0], {}
-    if "reference" in baselines:
-        [kernel] = (k for k, _ in registry.candidates(case.op, case.call) if _is_reference(k))
-        found["times_reference"] = _measure(kernel, cases, seconds).median
-    if "dense" in baselines and case.op == "quant_matmul":
-        found["times_dense"] = _dense(case, shape, seconds).median
-    for kernel, numerics in _serving(case, backends):
-        row = _checked(kernel, numerics, case, shape)
+    """Every backend on one case (with operands to go round).
+
+    Args:
+        budget: ``seconds`` and ``limit`` of ``measure``.
+    """
+    found, missing = _baselines(cases, shape, baselines, budget)
+    for kernel, numerics in _serving(cases[0], backends):
+        row = _checked(kernel, numerics, cases[0], shape)
         if row.note:
             yield row
             continue
-        timing = _measure(kernel, cases, seconds)
-        nbytes, flops = cost_of(case.op, case.args, case.run(kernel)[0])
-        yield replace(
-            row,
-            microseconds=timing.median * 1e6,
-            spread=(timing.high - timing.low) / timing.median,
-            gigabytes_per_s=nbytes / timing.median / 1e9,
-            teraflops=flops / timing.median / 1e12 if flops else None,
-            share_of_copy=nbytes / timing.median / ceilings.copy,
-            share_of_matmul=flops / timing.median / ceilings.matmul if flops else None,
-            **{name: baseline / timing.median for name, baseline in found.items()},
-        )
+        try:
+            timing = _measure(kernel, cases, budget)
+        except TooLong as error:
+            yield replace(row, note=f"not timed: {error}")
+            continue
+        yield _timed(replace(row, note=missing), timing, kernel, cases[0], ceilings, found)
+
+
+def _baselines(
+    cases: tuple[Case, ...], shape: tuple[int, int], wanted: set[str], budget: dict[str, float]
+) -> tuple[dict[str, float], str]:
+    """(field of Row -> seconds of the baseline, a note on those that would take too long)."""
+    found, missing = {}, []
+    for name in sorted(wanted):
+        if name == "dense" and cases[0].op != "quant_matmul":
+            continue
+        try:
+            if name == "dense":
+                timing = _dense(cases[0], shape, budget)
+            else:
+                known = registry.candidates(cases[0].op, cases[0].call)
+                [kernel] = (k for k, _ in known if _is_reference(k))
+                timing = _measure(kernel, cases, budget)
+        except TooLong as error:
+            missing.append(f"{name} not timed: {error}")
+        else:
+            found[f"times_{name}"] = timing.median
+    return found, "; ".join(missing)
+
+
+def _timed(
+    row: Row,
+    timing: Timing,
+    kernel: Kernel,
+    case: Case,
+    ceilings: Ceilings,
+    baselines: dict[str, float],
+) -> Row:
+    """The row with its figures."""
+    nbytes, flops = cost_of(case.op, case.args, case.run(kernel)[0])
+    return replace(
+        row,
+        microseconds=timing.median * 1e6,
+        spread=(timing.high - timing.low) / timing.median,
+        gigabytes_per_s=nbytes / timing.median / 1e9,
+        teraflops=flops / timing.median / 1e12 if flops else None,
+        share_of_copy=nbytes / timing.median / ceilings.copy,
+        share_of_matmul=flops / timing.median / ceilings.matmul if flops else None,
+        **{name: seconds / timing.median for name, seconds in baselines.items()},
+    )
 
 
 def _is_reference(kernel: Kernel) -> bool:
@@ -248,15 +291,15 @@ def _checked(kernel: Kernel, numerics: str, case: Case, shape: tuple[int, int]) 
     return replace(row, relative_l2=check.relative_l2, note=note)
 
 
-def _measure(kernel: Kernel, cases: tuple[Case, ...], seconds: float) -> Timing:
-    return measure([case.time(kernel) for case in cases], cases[0].call.device, seconds=seconds)
+def _measure(kernel: Kernel, cases: tuple[Case, ...], budget: dict[str, float]) -> Timing:
+    return measure([case.time(kernel) for case in cases], cases[0].call.device, **budget)
 
 
-def _dense(case: Case, shape: tuple[int, int], seconds: float) -> Timing:
+def _dense(case: Case, shape: tuple[int, int], budget: dict[str, float]) -> Timing:
     """torch's product with weights of the activations' dtype (float16 instead of bfloat16)."""
     dtype = torch.float16 if case.call.dtype == torch.bfloat16 else case.call.dtype
     x, device = case.args[0].to(dtype), case.call.device
     copies = copies_past_cache(shape[0] * shape[1] * dtype.itemsize)
     weights = [torch.randn(shape, device=device, dtype=dtype) for _ in range(copies)]
     calls = [lambda w=w: torch.nn.functional.linear(x, w) for w in weights]
-    return measure(calls, device, seconds=seconds)
+    return measure(calls, device, **budget)

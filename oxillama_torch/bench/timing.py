@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -10,10 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Timing", "copies_past_cache", "measure"]
+__all__ = ["Timing", "TooLong", "copies_past_cache", "measure"]
 
 _CACHE_BYTES = 256 * 1024 * 1024  # more than any cache that a kernel could find its operands in
 _MAX_COPIES = 64
+_MIN_RUNS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,14 @@ class Timing:
     low: float
     high: float
     runs: int
+
+
+class TooLong(Exception):
+    """Timing a call would take ``seconds``, more than was allowed."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"would take {seconds:,.0f} s")
+        self.seconds = seconds
 
 
 def copies_past_cache(nbytes: int) -> int:
@@ -38,6 +48,7 @@ def measure(
     *,
     seconds: float = 0.3,
     warmup: int = 3,
+    limit: float = math.inf,
 ) -> Timing:
     """Time calls that differ in their operands only, in turn.
 
@@ -45,12 +56,22 @@ def measure(
         calls: one per copy of the operands.
         device: where they run; on CUDA each call is timed by a pair of events.
         seconds: about how long to measure; at least 5 runs.
+        limit: seconds that warming up and measuring may take together.
+
+    Raises:
+        TooLong: the second call says that it would take longer (the first may have compiled), or
+            the first alone took as long.
     """
     turn = itertools.cycle(calls)
     run = _run_cuda if torch.device(device).type == "cuda" else _run_cpu
-    for _ in range(max(1, warmup)):
+    warmup = max(1, warmup)
+    for done in range(warmup):
+        started = time.perf_counter()
         estimate = run(turn, 1)[0]
-    times = run(turn, max(5, min(2000, int(seconds / max(estimate, 1e-6)))))
+        least = estimate * (warmup + _MIN_RUNS)
+        if least > limit and (done or time.perf_counter() - started > limit):
+            raise TooLong(least)
+    times = run(turn, max(_MIN_RUNS, min(2000, int(seconds / max(estimate, 1e-6)))))
     low, _, high = statistics.quantiles(times, n=4)
     return Timing(statistics.median(times), low, high, len(times))
 

@@ -62,6 +62,9 @@ def bench_kernels(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     seconds: Annotated[float, typer.Option(help="To measure each.", min=0)] = 0.2,
+    limit: Annotated[
+        float, typer.Option(help="Seconds a case may take; a longer one is named, not timed.")
+    ] = 60,
     out: Annotated[Path | None, typer.Option("--json", help="Keep the figures.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw them (.png, .svg, .pdf).")] = None,
     kernel_path: KernelPathOption = None,
@@ -80,31 +83,37 @@ def bench_kernels(
     _check(ops, names, sizes, backends, plot)
     ceilings = measure_ceilings(device)
     typer.echo(_setting(ceilings))
+    cases = (
+        kernel_table(
+            names,
+            ms,
+            shape,
+            ceilings,
+            device=device,
+            dtype=torch.bfloat16 if device == "cuda" else torch.float32,
+            op=name,
+            backends=backends.split(",") if backends else None,
+            baselines=baselines,
+            seconds=seconds,
+            limit=limit,
+        )
+        for shape in sizes
+        for name in ops
+    )
     rows: list[Row] = []
-    for shape in sizes:
-        if sass is not None and device == "cpu" and "quant_matmul" in ops:
-            rows += untimed_rows(names, ms, shape)
-        for name in ops:
-            rows += _shown(
-                kernel_table(
-                    names,
-                    ms,
-                    shape,
-                    ceilings,
-                    device=device,
-                    dtype=torch.bfloat16 if device == "cuda" else torch.float32,
-                    op=name,
-                    backends=backends.split(",") if backends else None,
-                    baselines=baselines,
-                    seconds=seconds,
-                )
-            )
-    if sass is not None:
-        rows = _compiled(rows, sass)
+    try:
+        for row in _shown(itertools.chain.from_iterable(cases)):
+            rows.append(row)
+        if sass is not None:
+            if device == "cpu" and "quant_matmul" in ops:
+                rows[:0] = [row for shape in sizes for row in untimed_rows(names, ms, shape)]
+            rows[:] = _compiled(rows, sass)
+    finally:  # hours of measuring are not lost to a Ctrl-C, or to the last kernel's fault
+        if rows:
+            table_console().print(_table(rows))
+            _keep(rows, ceilings, out, plot)
     if not rows:
         raise UnsupportedError(f"timing {backends} on {device}: none serves any of these calls")
-    table_console().print(_table(rows))
-    _keep(rows, ceilings, out, plot)
 
 
 def compare_runs(
@@ -184,7 +193,7 @@ def _keep(rows: list[Row], ceilings: Ceilings, out: Path | None, plot: Path | No
         facts = {"machine": machine(), "ceilings": asdict(ceilings)}
         facts["rows"] = [row.as_dict() for row in rows]
         out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    if plot is not None:
+    if plot is not None and any(row.microseconds is not None for row in rows):
         plot_table(rows, _setting(ceilings), plot)
 
 
@@ -194,7 +203,7 @@ def _table(rows: list[Row]) -> Table:
     table = Table(*(head for head, _ in columns), box=None)
     for row in rows:
         cells = [cell(row) for _, cell in columns]
-        if row.note:  # in place of the time
+        if row.microseconds is None and row.note:  # in place of the time
             cells[[head for head, _ in columns].index("µs")] = row.note
         table.add_row(*cells)
     return table
@@ -226,3 +235,5 @@ def _columns(rows: list[Row]) -> Iterator[tuple[str, object]]:
         if field == "microseconds" or any(getattr(row, field) is not None for row in rows):
             yield head, figure(field, form)
     yield "", lambda row: "chosen" if row.chosen else ""
+    if any(row.microseconds is not None and row.note for row in rows):
+        yield "note", lambda row: "" if row.microseconds is None else row.note

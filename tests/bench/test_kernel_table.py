@@ -1,11 +1,16 @@
 """Timing of kernels, small and on the CPU. Oracle: arithmetic on what is reported."""
 
+import json
+import time
+
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from oxillama_torch.bench.ceilings import Ceilings, measure_ceilings
 from oxillama_torch.bench.kernel_table import kernel_table
-from oxillama_torch.bench.timing import copies_past_cache, measure
+from oxillama_torch.bench.timing import TooLong, copies_past_cache, measure
+from oxillama_torch.cli.bench import app
 from oxillama_torch.kernels import registry
 from oxillama_torch.kernels.registry import Call
 
@@ -52,6 +57,53 @@ def test_wrong_backend_is_not_timed(monkeypatch):
     )  # fmt: skip
     assert row.microseconds is None
     assert "wrong" in row.note
+
+
+def test_what_takes_too_long_is_named():
+    calls = []
+    with pytest.raises(TooLong, match="would take"):
+        measure([lambda: calls.append(time.sleep(0.02))], "cpu", limit=0.01)
+    assert len(calls) == 1
+    [row] = kernel_table(
+        ["Q8_0"], [1], (64, 256), CEILINGS,
+        device="cpu", dtype=torch.float32, backends=["reference"], limit=0,
+    )  # fmt: skip
+    assert row.microseconds is None
+    assert row.note.startswith("not timed: would take")
+
+
+def test_a_baseline_that_takes_too_long_is_named(monkeypatch):
+    def too_long(*_):
+        raise TooLong(70)
+
+    monkeypatch.setattr("oxillama_torch.bench.kernel_table._dense", too_long)
+    [row] = kernel_table(
+        ["Q8_0"], [1], (64, 256), CEILINGS, device="cpu", dtype=torch.float32,
+        backends=["reference"], baselines=["reference", "dense"], seconds=0,
+    )  # fmt: skip
+    assert row.times_reference is not None
+    assert (row.times_dense, row.note) == (None, "dense not timed: would take 70 s")
+
+
+def test_what_was_measured_before_an_interrupt_is_kept(monkeypatch, tmp_path):
+    registry.candidates("quant_matmul", Call("cpu", torch.float32))  # load what ships, for good
+    monkeypatch.setattr(registry, "_KERNELS", {op: dict(k) for op, k in registry._KERNELS.items()})
+    reference = registry._backends("quant_matmul")["reference"].function
+
+    def stops(x, weight, bias=None):
+        if len(x) == 2 and weight.shape == (64, 256):
+            raise KeyboardInterrupt
+        return reference(x, weight, bias)
+
+    registry.register("quant_matmul", "stops")(stops)
+    out = tmp_path / "out.json"
+    asked = ("--types", "q8_0", "--m", "1,2,3", "--shapes", "64x256", "--backends", "stops")
+    rest = ("--device", "cpu", "--against", "none", "--seconds", "0", "--json", str(out))
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["kernels", *asked, *rest])
+    assert done.exit_code
+    assert "Q8_0" in done.output
+    [row] = json.loads(out.read_text())["rows"]
+    assert row["m"] == 1 and row["microseconds"] > 0
 
 
 def test_ceilings_are_plausible():
