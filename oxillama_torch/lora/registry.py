@@ -1,7 +1,7 @@
 """The adapters that requests may name. Any thread may load, replace, drop and look up.
 
 A request keeps the version it was given: replacing or dropping an adapter takes its name away, and
-its factors go when the last request that uses them has ended.
+its factors go when the last request that uses them has ended; a step later, if it stood in a line.
 """
 
 from __future__ import annotations
