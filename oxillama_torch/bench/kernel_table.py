@@ -141,8 +141,7 @@ def kernel_table(
         backends: only these; None: all but ``reference`` where others serve.
         baselines: of BASELINES; each is timed once per case.
         seconds: to measure each.
-        limit: seconds; what would take longer is called once or twice and then gets a note
-            instead of a time.
+        limit: seconds; what would take longer is called twice and gets a note instead of a time.
     """
     baselines, rows = set(baselines), list(rows)
     for type_name in types if op in PACKED_OPS else [None]:

@@ -59,17 +59,15 @@ def measure(
         limit: seconds that warming up and measuring may take together.
 
     Raises:
-        TooLong: the second call says that it would take longer (the first may have compiled), or
-            the first alone took as long.
+        TooLong: a call after the first, which may have compiled, says that it would take longer.
     """
     turn = itertools.cycle(calls)
     run = _run_cuda if torch.device(device).type == "cuda" else _run_cpu
-    warmup = max(1, warmup)
+    warmup = max(2, warmup)
     for done in range(warmup):
-        started = time.perf_counter()
         estimate = run(turn, 1)[0]
         least = estimate * (warmup + _MIN_RUNS)
-        if least > limit and (done or time.perf_counter() - started > limit):
+        if done and least > limit:
             raise TooLong(least)
     times = run(turn, max(_MIN_RUNS, min(2000, int(seconds / max(estimate, 1e-6)))))
     low, _, high = statistics.quantiles(times, n=4)

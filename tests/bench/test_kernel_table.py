@@ -63,7 +63,7 @@ def test_what_takes_too_long_is_named():
     calls = []
     with pytest.raises(TooLong, match="would take"):
         measure([lambda: calls.append(time.sleep(0.02))], "cpu", limit=0.01)
-    assert len(calls) == 1
+    assert len(calls) == 2  # the first may have compiled
     [row] = kernel_table(
         ["Q8_0"], [1], (64, 256), CEILINGS,
         device="cpu", dtype=torch.float32, backends=["reference"], limit=0,
