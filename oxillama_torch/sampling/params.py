@@ -245,18 +245,21 @@ def _plain(value: object) -> object:
 
 
 def _check_words(name: str, words: tuple[str | tuple[int, ...], ...]) -> None:
+    # First of all: to look at every character of megabytes would hold up everybody.
+    texts = [word for word in words if isinstance(word, str)]
+    if len(texts) > _MAX_WORDS or any(len(text) > _MAX_WORD_LENGTH for text in texts):
+        longest = max(map(len, texts))
+        raise RequestError(
+            f"{name}: at most {_MAX_WORDS} texts of {_MAX_WORD_LENGTH} characters, "
+            f"got {len(texts)}, the longest of {longest}",
+            param=name,
+        )
     for word in words:
-        if not isinstance(word, str | tuple) or not all(
-            isinstance(i, str | Integral) for i in word
-        ):
+        ids = word if isinstance(word, tuple) else ()
+        if not isinstance(word, str | tuple) or not all(isinstance(i, str | Integral) for i in ids):
             raise RequestError(f"{name} takes texts, got {word!r}", param=name)
         if not word:
             raise RequestError(f"{name} strings must not be empty", param=name)
-    texts = [word for word in words if isinstance(word, str)]
-    if len(texts) > _MAX_WORDS or any(len(text) > _MAX_WORD_LENGTH for text in texts):
-        raise RequestError(
-            f"{name}: at most {_MAX_WORDS} texts of {_MAX_WORD_LENGTH} characters", param=name
-        )
 
 
 def _check_order(samplers: tuple[str, ...]) -> None:

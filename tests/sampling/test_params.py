@@ -64,3 +64,8 @@ def test_orders_under_the_names_of_llama_cpp():
     assert sampler_order(DEFAULT_SAMPLERS) == DEFAULT_SAMPLERS
     with pytest.raises(RequestError, match="'z'"):
         sampler_order("kz")
+
+
+def test_too_long_stop_strings_are_refused_by_length():
+    with pytest.raises(RequestError, match="at most 256 texts of 1024 characters, got 16, the "):
+        SamplingParams(stop=("s" * 200_000,) * 16)
