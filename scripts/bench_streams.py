@@ -51,7 +51,9 @@ from oxillama_torch.server.run import Application  # noqa: E402
 from oxillama_torch.server.service import Service  # noqa: E402
 from oxillama_torch.tokenizer.tokenizer import Tokenizer  # noqa: E402
 
-_TOKEN = 300
+# A token of the demo model, and its text, which is nowhere else in a stream: one chunk may have
+# the texts of several tokens.
+_TOKEN, _TEXT = 700, b" has"
 _OPEN_S, _SETTLE_S = 60.0, 2.0
 
 
@@ -162,7 +164,7 @@ class Clients:
                 if not size:
                     raise SystemExit("a stream has ended early")
                 # A cut inside of the pattern would be missed: pieces are not cut here.
-                tokens = buffer.count(b'"text":', 0, size)
+                tokens = buffer.count(_TEXT, 0, size)
                 if tokens:
                     self.tokens += tokens
                     self.arrivals[fd].append(time.perf_counter())

@@ -92,7 +92,7 @@ class BeamGeneration:
                     self._prompts[number] = event
                     self.meter.prompt(event.prompt_tokens, event.cached_tokens)
                 elif isinstance(event, TokenEvent):
-                    self.meter.token(None, time.perf_counter())
+                    self.meter.tokens(1, None, time.perf_counter())
                     found.append(event.logprobs)
                 elif isinstance(event, FinishEvent) and event.reason == "cancelled":
                     raise self._end_with or EngineError("the request was cancelled")

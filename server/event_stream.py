@@ -22,7 +22,9 @@ log = logging.getLogger(__name__)
 
 
 class Form(Protocol):
-    """How a route words its outputs."""
+    """How a route words its outputs. ``joins``: it needs no Piece per token."""
+
+    joins: bool
 
     def frames(self, output: Output) -> bytes: ...
     def last_chunk(self) -> dict | None: ...
@@ -99,7 +101,8 @@ class EventStream:
         """The frames that can be sent now, after waiting up to ``timeout_s`` for the first."""
         frames: list[bytes] = []
         try:
-            for output in self.generation.poll(timeout_s if self._kept is None else 0.0):
+            wait_s = timeout_s if self._kept is None else 0.0
+            for output in self.generation.poll(wait_s, join=self._form.joins):
                 frames.append(self._form.frames(output))
             if not (self.generation.finished and self._is_kept(timeout_s)):
                 return b"".join(frames)

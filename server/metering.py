@@ -44,14 +44,16 @@ class Meter:
         self.prompt_tokens += tokens
         self.cached_tokens += cached
 
-    def token(self, last: float | None, now: float) -> None:
-        """A choice has got a token now, and the one before at ``last`` (``time.perf_counter``)."""
+    def tokens(self, count: int, last: float | None, now: float) -> None:
+        """A choice has got tokens now, and the one before at ``last`` (``time.perf_counter``)."""
         if last is None:
             self._first_tokens.append(now - self.started)
         else:
             self._gaps[bisect_left(GAP_BOUNDS_S, now - last)] += 1
             self._gap_seconds += now - last
-        self.completion_tokens += 1
+        # Between those that came together no time has passed.
+        self._gaps[0] += count - 1
+        self.completion_tokens += count
 
     def add(self, other: Meter) -> None:
         """Add the tokens of a part to those of the whole, which says what it cost."""

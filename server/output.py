@@ -62,7 +62,7 @@ class Started:
 # Not frozen, which would quadruple its cost: one is made per token.
 @dataclass(slots=True)
 class Piece:
-    """One token and the text that became certain with it (may be empty)."""
+    """One token, or several joined, and the text that became certain with it (may be empty)."""
 
     index: int
     text: str
@@ -134,8 +134,8 @@ class Generation:
     """
 
     __slots__ = (
-        "_adapters", "_end_with", "_n", "_numbers", "_outbox", "_reply_format", "_service",
-        "_unfinished", "choices", "meter",
+        "_adapters", "_end_with", "_joinable", "_n", "_numbers", "_outbox", "_reply_format",
+        "_service", "_unfinished", "choices", "meter",
     )  # fmt: skip
 
     def __init__(
@@ -159,6 +159,8 @@ class Generation:
         self._unfinished = 0
         self._end_with: Exception | None = None
         self.choices: list[Choice] = []
+        #: The only choice, where its tokens may be joined.
+        self._joinable: Choice | None = None
         seed = random_seed() if params.seed is None else params.seed
         try:
             for prompt in prompts:
@@ -169,6 +171,8 @@ class Generation:
         except BaseException:
             self.cancel()
             raise
+        if len(self.choices) == 1 and self.choices[0].reply.joins:
+            self._joinable = self.choices[0]
 
     def _submit(
         self, prompt: tuple[int, ...], params: SamplingParams, deadline: float | None
@@ -212,8 +216,11 @@ class Generation:
         """Whether every choice has ended."""
         return self._unfinished == 0
 
-    def poll(self, timeout_s: float | None = 0.0) -> Iterator[Output]:
+    def poll(self, timeout_s: float | None = 0.0, *, join: bool = False) -> Iterator[Output]:
         """Outputs of the events that have come, waiting ``timeout_s`` (None: for ever) for one.
+
+        Args:
+            join: tokens that have come together may be one Piece, which names no token then.
 
         Raises:
             the error of a choice that failed; ClientGone. The caller cancels what is left.
@@ -221,7 +228,11 @@ class Generation:
         deliveries = self._outbox.take()
         if not deliveries and timeout_s != 0:
             deliveries = self._awaited(timeout_s)
-        now, several = time.perf_counter(), len(self.choices) > 1
+        now = time.perf_counter()
+        if join and self._joinable is not None:
+            yield from self._joined(self._joinable, deliveries, now)
+            return
+        several = len(self.choices) > 1
         for handle, event in deliveries:
             index = self._numbers[handle.request_id] if several else 0
             choice = self.choices[index]
@@ -229,7 +240,7 @@ class Generation:
                 continue
             if isinstance(event, TokenEvent):
                 choice.completion_tokens += 1
-                self.meter.token(choice.last_token_at, now)
+                self.meter.tokens(1, choice.last_token_at, now)
                 choice.last_token_at = now
                 parts = choice.reply.push(event.token_id)
                 if len(parts) == 1 and isinstance(parts[0], Text):
@@ -242,6 +253,27 @@ class Generation:
                     yield self._finish(index, "stop")
             else:
                 yield from self._convert(index, event)
+
+    def _joined(self, choice: Choice, deliveries: list[Delivery], now: float) -> Iterator[Output]:
+        """As ``poll``, for one choice: between two events of other kinds all tokens are a Piece."""
+        token_ids = []
+        for _, event in deliveries:
+            if isinstance(event, TokenEvent):
+                token_ids.append(event.token_id)
+                continue
+            if token_ids:
+                yield self._piece(choice, token_ids, now)
+                token_ids = []
+            if not choice.finished:
+                yield from self._convert(0, event)
+        if token_ids:
+            yield self._piece(choice, token_ids, now)
+
+    def _piece(self, choice: Choice, token_ids: list[int], now: float) -> Piece:
+        choice.completion_tokens += len(token_ids)
+        self.meter.tokens(len(token_ids), choice.last_token_at, now)
+        choice.last_token_at = now
+        return Piece(0, choice.reply.push_all(token_ids), None, None)
 
     def _awaited(self, timeout_s: float | None) -> list[Delivery]:
         try:

@@ -36,7 +36,8 @@ class _Stream:
     """One stream being written."""
 
     __slots__ = (
-        "backlog", "blocked_since", "chunked", "done", "events", "fd", "last_write", "ping", "sock",
+        "backlog", "blocked_since", "chunked", "done", "events", "fd", "known", "last_write",
+        "over", "ping", "sock",
     )  # fmt: skip
 
     def __init__(
@@ -48,6 +49,8 @@ class _Stream:
         self.backlog = bytearray()
         self.blocked_since: float | None = None
         self.last_write = time.monotonic()
+        # Told to others by ``done``; here because what is far apart in memory is slow to reach.
+        self.known = self.over = False
         self.done = threading.Event()
 
     def framed(self, data: bytes) -> bytes:
@@ -143,9 +146,11 @@ class OutputThread:
 
     def _take(self, stream: _Stream) -> None:
         """Send what the stream has to say, behind what its socket did not take before."""
-        if stream.done.is_set():
+        if stream.over:
             return
-        self._streams[stream.fd] = stream
+        if not stream.known:
+            stream.known = True
+            self._streams[stream.fd] = stream
         data = stream.framed(stream.events.ready())
         if stream.blocked_since is None:
             self._send(stream, data)
@@ -203,6 +208,7 @@ class OutputThread:
             with contextlib.suppress(OSError):
                 self._unblock(stream)
         self._streams.pop(stream.fd, None)
+        stream.over = True
         stream.done.set()
 
     def _pause_s(self) -> float:

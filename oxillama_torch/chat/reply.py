@@ -27,15 +27,20 @@ class PlainReply:
     Attributes:
         calls: number of calls so far.
         reasoning_tokens: how many of the tokens were reasoning.
+        joins: whether no text ends it, so that several tokens may be taken at once.
+        push_all: takes several tokens of a reply that ``joins``; returns the text that became
+            certain with them.
     """
 
-    __slots__ = ("_stream",)
+    __slots__ = ("_stream", "joins", "push_all")
 
     calls = 0
     reasoning_tokens = 0
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
         self._stream = TextStream(tokenizer, stop)
+        self.joins = not stop
+        self.push_all = self._stream.push_all
 
     @property
     def stopped(self) -> bool:
@@ -64,6 +69,8 @@ class Reply:
     Args:
         reply_format: how it is written.
     """
+
+    joins = False
 
     def __init__(
         self, tokenizer: Tokenizer, reply_format: ReplyFormat, stop: tuple[str, ...] = ()

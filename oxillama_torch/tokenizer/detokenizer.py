@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 
 from oxillama_torch.tokenizer.tokenizer import Tokenizer
 
@@ -54,6 +55,14 @@ class Detokenizer:
         pending, _ = self._decoder.getstate()
         self._at_boundary = not (pending or self._drop_space)
         return text
+
+    def push_all(self, token_ids: Sequence[int]) -> str:
+        """Take several ids at once, as ``push`` one by one."""
+        if self._at_boundary:
+            texts = [self._texts[token_id] for token_id in token_ids]
+            if None not in texts:
+                return "".join(texts)
+        return "".join(map(self.push, token_ids))
 
     def flush(self) -> str:
         """Return what is left: U+FFFD where the ids ended inside a character."""

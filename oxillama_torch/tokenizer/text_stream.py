@@ -95,12 +95,13 @@ class TextStream:
 
     Attributes:
         finished: the stop string that ended the text, or None.
+        push_all: takes several ids at once, where there are no stop strings.
 
     Raises:
         RequestError: an empty stop string.
     """
 
-    __slots__ = ("_detokenizer", "_stop", "finished")
+    __slots__ = ("_detokenizer", "_stop", "finished", "push_all")
 
     def __init__(
         self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), skip_special: bool = True
@@ -108,6 +109,7 @@ class TextStream:
         self._detokenizer = Detokenizer(tokenizer, skip_special=skip_special)
         self._stop = StopStrings(stop) if stop else None
         self.finished: str | None = None
+        self.push_all = self._detokenizer.push_all
 
     def push(self, token_id: int) -> str:
         """Take one id; return the text that may be shown now. After a stop string: nothing."""

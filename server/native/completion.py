@@ -129,6 +129,8 @@ class _Choice:
 class NativeForm:
     """Outputs of one generation in llama-server's shape."""
 
+    joins = False  # a chunk names its token
+
     def __init__(
         self,
         service: Service,

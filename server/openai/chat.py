@@ -97,7 +97,7 @@ class ChatForm:
 
     __slots__ = (
         "_choices", "_head", "_include_usage", "_logprobs", "_remember", "_service",
-        "_text_frames", "_usage",
+        "_text_frames", "_usage", "joins",
     )  # fmt: skip
 
     def __init__(
@@ -111,6 +111,7 @@ class ChatForm:
     ) -> None:
         self._service = service
         self._logprobs = logprobs
+        self.joins = not logprobs
         self._include_usage = include_usage
         self._usage = Usage(n)
         self._remember = remember

@@ -78,6 +78,7 @@ class CompletionForm:
 
     __slots__ = (
         "_body", "_choices", "_head", "_n", "_prompts", "_text_frames", "_tokenizer", "_usage",
+        "joins",
     )  # fmt: skip
 
     def __init__(
@@ -95,6 +96,7 @@ class CompletionForm:
             "model": service.model_id,
             "system_fingerprint": service.fingerprint,
         }
+        self.joins = body.logprobs is None
         self._text_frames: dict[int, sse.TextFrame] = {}
         self._choices = [_Choice() for _ in range(len(prompts) * n)]
 

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from oxillama_torch.errors import EngineError
 from oxillama_torch.server.metering import Meter
 from oxillama_torch.server.metrics import GAP_BOUNDS_S
-from oxillama_torch.tokenizer.text_stream import TextStream
+from oxillama_torch.tokenizer.detokenizer import Detokenizer
 
 PROMPT = "import os\n\ndef join("
 
@@ -61,18 +61,20 @@ def test_requests_tokens_and_times_are_counted(client, model_id):
 
 def test_gaps_fall_into_their_classes():
     meter = Meter()
-    meter.token(None, 10.0)
+    meter.tokens(1, None, 10.0)
     for now, gap in enumerate((0.0004, 0.003, 0.05), start=11):
-        meter.token(now - gap, now)
+        meter.tokens(1, now - gap, now)
         assert meter._gaps[bisect_left(GAP_BOUNDS_S, gap)] == 1
     assert sum(meter._gaps) == 3
+    meter.tokens(3, 20.0, 20.05)
+    assert meter._gaps[0] == 3 and sum(meter._gaps) == 6 and meter.completion_tokens == 7
 
 
 def test_an_error_inside_a_stream_is_counted(client, model_id, llm, monkeypatch):
-    def push(self, token_id):
+    def push_all(self, token_ids):
         raise EngineError("scripted")
 
-    monkeypatch.setattr(TextStream, "push", push)
+    monkeypatch.setattr(Detokenizer, "push_all", push_all)
     before = scrape(client)
     assert complete(client, model_id, stream=True).status_code == 200
     name = ("oxillama_errors_total", (("code", "engine_error"),))

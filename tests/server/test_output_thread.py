@@ -18,6 +18,7 @@ from oxillama_torch.engine.request import (
     FinishEvent,
     PromptEvent,
     TokenEvent,
+    TokenLogprobs,
 )
 from oxillama_torch.errors import EngineError
 from oxillama_torch.sampling.params import SamplingParams
@@ -92,6 +93,38 @@ def test_every_stream_gets_its_own_tokens_in_order(output, llm):
         client.send(FinishEvent("length", len(tokens)))
         assert client.text() == llm.detokenize(tokens)
         client.close()
+
+
+def test_tokens_that_came_together_leave_in_one_chunk(output, llm):
+    """Who lags gets several texts in one chunk: none is lost, split or out of order."""
+    ids = llm.tokenize("naïve 🙂 = 'é' + 1\n" * 10)
+    service = Service("m", engine := ScriptedEngine(), llm.tokenizer, None, ServerConfig(), "b0")
+    generation = Generation(service, [[1]], SamplingParams())
+    send = next(iter(engine.senders.values()))
+    for event in (PromptEvent(1, 0), *map(TokenEvent, ids), FinishEvent("length", len(ids))):
+        send(event)
+    events = EventStream(generation, ChatForm(service, 1, False, True), "id")
+    frames = events.ready().decode().split("\n\n")[:-1]
+    assert events.ended and frames.pop() == "data: [DONE]"
+    first, text, last, usage = (json.loads(frame[6:]) for frame in frames)
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert text["choices"][0]["delta"] == {"content": llm.detokenize(ids)}
+    assert last["choices"][0]["finish_reason"] == "length"
+    assert usage["usage"]["completion_tokens"] == generation.meter.completion_tokens == len(ids)
+
+
+def test_logprobs_keep_a_chunk_per_token(llm):
+    ids = llm.tokenize("import os")
+    service = Service("m", engine := ScriptedEngine(), llm.tokenizer, None, ServerConfig(), "b0")
+    generation = Generation(service, [[1]], SamplingParams(logprobs=0))
+    send = next(iter(engine.senders.values()))
+    for token_id in ids:
+        send(TokenEvent(token_id, TokenLogprobs(token_id, -0.5, 1)))
+    frames = EventStream(generation, ChatForm(service, 1, True, False), "id").ready()
+    entries = [
+        json.loads(f[6:])["choices"][0]["logprobs"] for f in frames.decode().split("\n\n")[:-1]
+    ]
+    assert [len(entry["content"]) for entry in entries] == [1] * len(ids)
 
 
 def test_chunks_are_framed(output, llm):

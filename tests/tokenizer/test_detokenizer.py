@@ -66,3 +66,11 @@ def test_generated_text_keeps_its_first_space(spm):
     hello = spm.encode("hello", add_special=False)
     assert Detokenizer(spm).push(hello[0]) == " hello"
     assert Detokenizer(spm, at_start=True).push(hello[0]) == "hello"
+
+
+def test_several_ids_at_once_are_as_one_by_one(spm):
+    ids = byte_ids(spm, "é🙂€".encode()) + spm.encode("hello", add_special=False)
+    whole = "".join(map(Detokenizer(spm).push, ids))
+    for cut in range(len(ids)):
+        stream = Detokenizer(spm)
+        assert stream.push_all(ids[:cut]) + stream.push_all(ids[cut:]) == whole
