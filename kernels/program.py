@@ -10,6 +10,7 @@ and calls what the compiler returned, which checks shapes and strides.
 from __future__ import annotations
 
 import functools
+import shutil
 import threading
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +21,11 @@ import torch
 from torch import Tensor
 from torch._functorch import config as functorch_config
 
-__all__ = ["Program", "named"]
+__all__ = ["Program", "compiler", "named"]
 
 # Stand for sizes that vary: large enough that loops are shared among threads, and all different,
 # since equal ones would be taken for the same.
-_SIZES = (1021, 13, 11, 17)
+_SIZES = (1021, 13, 11, 17, 19)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,14 @@ class _Code:
 
         once._boxed_call = True  # arguments come as one list, which is emptied
         return once
+
+
+@functools.cache
+def compiler() -> str | None:
+    """Path of the C++ compiler that Inductor would call, or None."""
+    from torch._inductor import config
+
+    return next(filter(None, (shutil.which(name) for name in config.cpp.cxx if name)), None)
 
 
 def named(function: Callable, name: str) -> Callable:

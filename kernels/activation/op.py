@@ -17,6 +17,7 @@ KINDS = ("silu", "gelu", "gelu_tanh")
 registry.declare(
     "gated",
     "oxillama_torch.kernels.activation.reference",
+    "oxillama_torch.kernels.activation.compiled",
     "oxillama_torch.kernels.activation.triton_gated",
 )
 

@@ -17,6 +17,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 registry.declare(
     "attention",
     "oxillama_torch.kernels.attention.reference",
+    "oxillama_torch.kernels.attention.compiled",
     "oxillama_torch.kernels.attention.gathered",
     "oxillama_torch.kernels.attention.triton_backend",
 )

@@ -18,6 +18,7 @@ _MAX_FEATURES = 16384
 registry.declare(
     "rms_norm",
     "oxillama_torch.kernels.norm.reference",
+    "oxillama_torch.kernels.norm.compiled",
     "oxillama_torch.kernels.norm.triton_rms_norm",
 )
 registry.declare(

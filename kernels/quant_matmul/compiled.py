@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import shutil
 from collections.abc import Callable, Iterable
 
 import torch
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from oxillama_torch.kernels import registry
 from oxillama_torch.kernels.formats.base import PackedTensor
-from oxillama_torch.kernels.program import named
+from oxillama_torch.kernels.program import compiler, named
 from oxillama_torch.kernels.quant_matmul.lanes import LANES
 from oxillama_torch.kernels.quant_matmul.unpacked import FORMS, fields_of, name_of, unpack
 from oxillama_torch.kernels.registry import Call, register
@@ -68,20 +67,11 @@ _ready: set[str] = set()
 _broken: dict[str, str] = {}
 
 
-@functools.cache
-def _compiler() -> str | None:
-    """Path of the C++ compiler that Inductor would call."""
-    from torch._inductor import config
-
-    names = config.cpp.cxx
-    return next(filter(None, (shutil.which(name) for name in names if name)), None)
-
-
 def cannot(call: Call) -> str | None:
     """Why weights of a type cannot be decoded by compiled code here, or None."""
     if call.type not in LANES:
         return f"serves {', '.join(sorted(LANES))}, not {call.type}"
-    return _broken.get(call.type) if _compiler() else "no C++ compiler found"
+    return _broken.get(call.type) if compiler() else "no C++ compiler found"
 
 
 def _not_by_default(call: Call) -> str | None:
@@ -119,7 +109,7 @@ def prepare(weights: Iterable[PackedTensor], *, even_if_small: bool = False) -> 
 
 def wanted(type_name: str, large: bool) -> bool:
     """Whether ``compiled`` will serve the type: a rule asks for it, or none speaks and it pays."""
-    if _compiler() is None:
+    if compiler() is None:
         return False
     call = Call("cpu", torch.float32, type=type_name)
     rules = [rule for rule in registry.active_rules() if rule.matches("quant_matmul", call)]

@@ -20,6 +20,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 registry.declare(
     "rope_store_kv",
     "oxillama_torch.kernels.rope.reference",
+    "oxillama_torch.kernels.rope.compiled",
     "oxillama_torch.kernels.rope.triton_rope_store_kv",
 )
 

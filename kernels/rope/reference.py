@@ -11,7 +11,7 @@ import torch
 from oxillama_torch.kernels.kv_formats import encode, format_of, raw
 from oxillama_torch.kernels.registry import register
 
-__all__ = ["rope_store_kv", "rotate"]
+__all__ = ["norm_heads", "rope_store_kv", "rotate"]
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, style: str) -> torch.Tensor:
@@ -34,7 +34,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, style: str) ->
     return torch.cat([first, second, rest], dim=-1)
 
 
-def _norm_heads(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+def norm_heads(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
     if weight is None:
         return x
     return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps) * weight
@@ -70,8 +70,8 @@ def rope_store_kv(
     turned_by = positions[:, None] if axes is None else positions[axes].T  # [T, 1 or R]
     angles = turned_by.float()[:, None] * inv_freq
     cos, sin = torch.cos(angles) * mscale, torch.sin(angles) * mscale
-    q_wide = _norm_heads(q.float(), q_norm, norm_eps)
-    k_wide = _norm_heads(k.float(), k_norm, norm_eps)
+    q_wide = norm_heads(q.float(), q_norm, norm_eps)
+    k_wide = norm_heads(k.float(), k_norm, norm_eps)
     k_rotated = rotate(k_wide, cos, sin, style).to(k.dtype)
     stored = slot_mapping >= 0
     if not bool(stored.all()):

@@ -9,6 +9,7 @@ import torch
 
 from oxillama_torch import __version__
 from oxillama_torch.config import EngineConfig, environment
+from oxillama_torch.engine.compiling import compile_few_rows
 from oxillama_torch.engine.engine import Engine, on_device
 from oxillama_torch.engine.graphs import CudaGraphs
 from oxillama_torch.engine.speculation.choice import check_vocabulary
@@ -107,6 +108,7 @@ def load_engine(
         draft = _load_draft(config, gguf, device, dtype)
         model = load_model(gguf, device=device, dtype=dtype, numerics=numerics, progress=progress)
         prepare_kernels(model)
+        _compile_decoding(model, config)
         engine = Engine(
             model,
             config,
@@ -145,6 +147,7 @@ def _load_draft(
         check_vocabulary(gguf.metadata, file.metadata)
         draft = load_model(file, device=device, dtype=dtype, numerics="fast")
     prepare_kernels(draft)
+    _compile_decoding(draft, config)
     return draft
 
 
@@ -160,10 +163,8 @@ def prepare_kernels(model: Decoder, weights: Sequence[PackedTensor] | None = Non
         model: whose products they compute.
         weights: those to make ready, of the model or to become so; None: all of the model's.
     """
-    everything = weights_of(model)
-    weights = everything if weights is None else weights
-    # Whether compiling pays is a matter of the whole model, not of what is left for it.
-    large = sum(w.shape[0] * w.shape[1] for w in everything) >= compiled.MIN_WEIGHTS
+    weights = weights_of(model) if weights is None else weights
+    large = _is_large(model)
     if model.numerics == "fast":
         factored.prepare(weights, even_if_small=large)
     chosen = {
@@ -175,6 +176,18 @@ def prepare_kernels(model: Decoder, weights: Sequence[PackedTensor] | None = Non
     compiled.prepare(left, even_if_small=large)
     if large and model.numerics == "fast":
         dense.prepare(weights)
+
+
+def _compile_decoding(model: Decoder, config: EngineConfig) -> None:
+    pages = kv_formats.find(config.kv_dtype, model.dtype)
+    compile_few_rows(
+        model, page_size=config.page_size, page_dtype=pages.dtype, large=_is_large(model)
+    )
+
+
+def _is_large(model: Decoder) -> bool:
+    """Whether compiling pays: a matter of the whole model, not of what is left for it."""
+    return sum(w.shape[0] * w.shape[1] for w in weights_of(model)) >= compiled.MIN_WEIGHTS
 
 
 def _backend(type_name: str, device: torch.device, dtype: torch.dtype, numerics: str) -> str:

@@ -33,7 +33,7 @@ def unprepared(monkeypatch):
 
 @pytest.fixture
 def no_compiler(monkeypatch):
-    monkeypatch.setattr(compiled, "_compiler", lambda: None)
+    monkeypatch.setattr(compiled, "compiler", lambda: None)
 
 
 def chosen(type_name: str = "Q4_K") -> tuple[str, str]:
@@ -81,7 +81,7 @@ def test_small_models_do_not_pay_for_compiling(unprepared, pack, monkeypatch):
 def test_large_models_do_unless_a_rule_names_another_backend(unprepared, pack, monkeypatch):
     weight, _ = pack("Q4_K", 32, 256)
     monkeypatch.setattr(compiled, "MIN_WEIGHTS", 32 * 256)
-    monkeypatch.setattr(compiled, "_compiler", lambda: "/usr/bin/c++")
+    monkeypatch.setattr(compiled, "compiler", lambda: "/usr/bin/c++")
     monkeypatch.setattr(compiled, "_matmul", lambda x, weight: x.new_zeros(len(x), 32))
     with use_kernels("quant_matmul.q4_k=reference"):
         compiled.prepare([weight])
@@ -112,7 +112,7 @@ def test_without_a_compiler_the_reason_is_given(unprepared, no_compiler, pack):
     ids=["bits", "error"],
 )
 def test_what_fails_at_load_is_not_used(matmul, reason, unprepared, pack, monkeypatch, caplog):
-    monkeypatch.setattr(compiled, "_compiler", lambda: "/usr/bin/c++")
+    monkeypatch.setattr(compiled, "compiler", lambda: "/usr/bin/c++")
     monkeypatch.setattr(compiled, "_matmul", matmul)
     compiled.prepare([pack("Q4_K", 32, 256)[0]], even_if_small=True)
     assert chosen()[0] == "reference"

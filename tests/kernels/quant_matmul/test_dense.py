@@ -68,7 +68,7 @@ def test_it_serves_many_rows_of_what_was_prepared_and_fast_numerics_alone(pack, 
 
 
 def test_without_a_compiler_nothing_is_prepared(pack, monkeypatch):
-    monkeypatch.setattr(compiled, "_compiler", lambda: None)
+    monkeypatch.setattr(compiled, "compiler", lambda: None)
     dense.prepare([pack("Q6_K", 32, 768)[0]])
     call = Call("cpu", torch.float32, "fast", "Q6_K", 512)
     assert registry.select("quant_matmul", call).backend == "reference"
