@@ -32,7 +32,8 @@ __all__ = ["prepare"]
 MIN_ROWS = {"cuda": 1024, "cpu": 32}
 # Where int4pack serves these types, it keeps ahead for longer.
 _CPU_MIN_ROWS_OF_4_BITS = 64
-_CPU_CHUNK_ROWS = 512
+# So many rows of a few thousand inputs stay in the cache between decoding and the product.
+_CPU_CHUNK_ROWS = 256
 _CUDA_CHUNK_BYTES = 1 << 28
 
 _ready: set[str] = set()

@@ -232,7 +232,8 @@ def decode_rows(weight: PackedTensor, start: int, stop: int, out: Tensor) -> Ten
     form = TYPES[weight.type_name]
     part = [field[start:stop] for field in _fields(weight).values()]
     rows = out[: stop - start]
-    _decode(form, out.dtype)(*part, rows.view(len(rows), -1, form.words, form.fields, _lanes()))
+    by_field = rows.view(len(rows), -1, form.words, form.fields, _lanes())
+    _decode(form, out.dtype)(*part, _shifts(form), by_field)
     return rows
 
 
@@ -247,6 +248,12 @@ def _powers(form: _Form) -> Tensor:
     """What x is multiplied by so that fields need no shift: [F, 1]; the last one is shifted."""
     exponents = [-form.bits * p for p in range(form.fields - 1)] + [0]
     return torch.tensor([2.0**e for e in exponents])[:, None]
+
+
+@functools.cache
+def _shifts(form: _Form) -> Tensor:
+    """Where fields begin in a word: int32 [F, 1]."""
+    return torch.arange(0, 32, form.bits, dtype=torch.int32)[:, None]
 
 
 def _fields(weight: PackedTensor) -> dict[str, Tensor]:
@@ -362,17 +369,16 @@ def _decode(form: _Form, dtype: torch.dtype) -> Callable:
     """The fields of some rows, written as weights to the last argument [n, C, J, F, L]."""
 
     def write(words: Tensor, scale: Tensor, *rest: Tensor) -> None:
-        *least, out_nCJFL = rest
-        words = words.view(torch.int32)
-        factors = [factor[:, :, None] for factor in (scale, *least)]
-        for index in range(form.fields):
-            q = _field(words, form, index)
-            if 0 < index < form.fields - 1:
-                q = q * 2.0 ** (-form.bits * index)
-            out_nCJFL[:, :, :, index].copy_(_scaled(q, 1, form, *factors))
+        *least, shifts_F1, out_nCJFL = rest
+        # The field is a dimension of one loop: written out one by one, each of them is stored by
+        # a loop that computes all.
+        fields = words.view(torch.int32)[:, :, :, None] >> shifts_F1 & (1 << form.bits) - 1
+        factors = [factor[:, :, None, None] for factor in (scale, *least)]
+        out_nCJFL.copy_(_scaled(fields.float(), 1, form, *factors))
 
-    shapes = [*_shapes(form), ("N", "C", form.words, form.fields, _lanes())]
-    dtypes = [*[torch.float32] * (len(shapes) - 1), dtype]
+    weight = _shapes(form)
+    shapes = [*weight, (form.fields, 1), ("N", "C", form.words, form.fields, _lanes())]
+    dtypes = [*[torch.float32] * len(weight), torch.int32, dtype]
     return _program(write, f"{form.name}_decode", shapes, dtypes)
 
 
