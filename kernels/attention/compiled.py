@@ -83,7 +83,7 @@ def attention(
     for q_HD, table, length in zip(q, page_table, seq_lens.tolist()):
         first = 0 if window is None else max(0, length - window)  # key that the token sees
         page = first // page_size
-        seen = torch.tensor([first, length]) - page * page_size
+        seen = torch.tensor([first - page * page_size, length - page * page_size])
         pages = table[page : -(-length // page_size)].long()
         rows.append(run(q_HD, k_pages, v_pages, pages, seen))
     return rows[0][None] if len(rows) == 1 else torch.stack(rows)
@@ -140,14 +140,19 @@ def _program(form: _Form) -> Program:
         k = k_pages[pages].float().permute(2, 0, 1, 3)[:, None]  # [Hkv, 1, L, S, D]
         scores = (q * k).sum(-1)
         at = torch.arange(pages.shape[0])[:, None] * form.page_size + torch.arange(form.page_size)
-        scores = scores.masked_fill((at < seen[0]) | (at >= seen[1]), -torch.inf)
+        shown = (at >= seen[0]) & (at < seen[1])  # [L, S]
+        scores = torch.where(shown, scores, -torch.inf)
         weights = torch.exp(scores - scores.amax((-1, -2), keepdim=True))  # [Hkv, G, L, S]
         # The slots of a page one by one: its number is then looked up once for all of them.
-        values = [
-            weights[..., slot, None] * v_pages[pages, slot].float().transpose(0, 1)[:, None]
+        full = [
+            weights[:, :, :-1, slot, None]
+            * v_pages[pages[:-1], slot].float().transpose(0, 1)[:, None]
             for slot in range(form.page_size)
         ]
-        total = functools.reduce(torch.add, values).sum(2)  # [Hkv, G, Dv]
+        total = functools.reduce(torch.add, full).sum(2)  # [Hkv, G, Dv]
+        # In the last page a weight of zero is not enough: what was never written may be NaN.
+        rest = torch.where(shown[-1, :, None, None], v_pages[pages[-1:]][0].float(), 0)
+        total = total + (weights[:, :, -1, :, None] * rest.transpose(0, 1)[:, None]).sum(2)
         return (total / weights.sum((-1, -2))[..., None]).flatten(0, 1)
 
     key, value = (("P", form.page_size, form.kv_heads, dim) for dim in (form.dim, form.value_dim))

@@ -12,6 +12,7 @@ from oxillama_torch.config import EngineConfig, environment
 from oxillama_torch.engine.compiling import compile_few_rows
 from oxillama_torch.engine.engine import Engine, on_device
 from oxillama_torch.engine.graphs import CudaGraphs
+from oxillama_torch.engine.own_thread import in_own_thread
 from oxillama_torch.engine.speculation.choice import check_vocabulary
 from oxillama_torch.errors import UnsupportedError
 from oxillama_torch.gguf.reader import GGUFFile, read_gguf
@@ -104,26 +105,39 @@ def load_engine(
         torch.set_num_threads(config.threads)
     device, dtype, numerics = resolve(config)
     graphs = uses_graphs(config, device)
-    with on_device(device):
-        draft = _load_draft(config, gguf, device, dtype)
-        model = load_model(gguf, device=device, dtype=dtype, numerics=numerics, progress=progress)
-        prepare_kernels(model)
-        _compile_decoding(model, config)
-        engine = Engine(
-            model,
-            config,
-            eos_ids=eos_ids,
-            banned_ids=banned_ids,
-            constraints=constraints,
-            words=words,
-            draft=draft,
-            fingerprint=fingerprint(config, gguf),
-            adapters=AdapterRegistry(Targets(model), budget_bytes=config.adapter_memory_bytes),
-            graphs=CudaGraphs(device) if graphs else None,
-        )
-        with torch.inference_mode():
-            engine.capture_graphs(recording)
-        return engine
+
+    def load(check: Callable[[], None]) -> Engine:
+        def checked(done: int, total: int) -> None:
+            check()
+            if progress is not None:
+                progress(done, total)
+
+        with on_device(device):
+            draft = _load_draft(config, gguf, device, dtype)
+            model = load_model(
+                gguf, device=device, dtype=dtype, numerics=numerics, progress=checked
+            )
+            prepare_kernels(model)
+            check()
+            _compile_decoding(model, config)
+            check()
+            engine = Engine(
+                model,
+                config,
+                eos_ids=eos_ids,
+                banned_ids=banned_ids,
+                constraints=constraints,
+                words=words,
+                draft=draft,
+                fingerprint=fingerprint(config, gguf),
+                adapters=AdapterRegistry(Targets(model), budget_bytes=config.adapter_memory_bytes),
+                graphs=CudaGraphs(device) if graphs else None,
+            )
+            with torch.inference_mode():
+                engine.capture_graphs(recording)
+            return engine
+
+    return in_own_thread(load, "oxillama-load")
 
 
 def uses_graphs(config: EngineConfig, device: torch.device) -> bool:
