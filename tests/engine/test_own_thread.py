@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _thread
+import signal
 import threading
 import time
 
@@ -33,7 +33,8 @@ def test_ctrl_c_ends_the_work_at_its_next_check():
     ended = []
 
     def work(check):
-        _thread.interrupt_main()
+        time.sleep(0.2)  # until it waits
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         try:
             while True:
                 check()
