@@ -30,7 +30,7 @@ def in_own_thread(work: Callable[[Callable[[], None]], T], name: str) -> T:
         name: of the thread.
     """
     outcome: Future[T] = Future()
-    abandoned = threading.Event()
+    abandoned, ended = threading.Event(), threading.Event()
 
     def check() -> None:
         if abandoned.is_set():
@@ -41,15 +41,17 @@ def in_own_thread(work: Callable[[Callable[[], None]], T], name: str) -> T:
             outcome.set_result(work(check))
         except BaseException as error:
             outcome.set_exception(error)
+        finally:
+            ended.set()
 
     # A second Ctrl-C leaves it behind.
     thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
     try:
-        thread.start()
-        thread.join()
+        ended.wait()  # not join: Python 3.11 takes a thread for ended when that is interrupted
     except BaseException:
         abandoned.set()
-        if thread.is_alive():
-            thread.join()  # torch must not be computing when the interpreter ends
+        ended.wait()  # torch must not be computing when the interpreter ends
         raise
+    thread.join()
     return outcome.result()
