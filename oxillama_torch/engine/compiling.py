@@ -8,7 +8,6 @@ from oxillama_torch.kernels.activation import compiled as activation
 from oxillama_torch.kernels.attention import compiled as attention
 from oxillama_torch.kernels.norm import compiled as norm
 from oxillama_torch.kernels.rope import compiled as rope
-from oxillama_torch.layers.mlp import GatedMLP
 from oxillama_torch.models.decoder import Decoder, DecoderLayer
 
 __all__ = ["compile_few_rows"]
@@ -28,8 +27,7 @@ def compile_few_rows(
         return
     norm.prepare(even_if_small=large)
     for layer in model.layers:
-        if isinstance(layer.ffn, GatedMLP):
-            activation.prepare(layer.ffn.activation, even_if_small=large)
+        activation.prepare(layer.ffn.activation, even_if_small=large)
         _compile_attention(layer, model, page_size, page_dtype, large)
 
 
