@@ -107,5 +107,5 @@ def test_one_tensor_and_none():
 
 
 def test_more_sizes_than_it_can_tell_apart():
-    with pytest.raises(AssertionError, match="at most 4 sizes"):
-        Program(blend, "blend", [tuple("ABCDE")], options={})
+    with pytest.raises(AssertionError, match="at most 5 sizes"):
+        Program(blend, "blend", [tuple("ABCDEF")], options={})
