@@ -29,7 +29,15 @@ def test_results_and_errors_come_back_from_a_thread_that_has_ended():
         in_own_thread(fail, "worker")
 
 
-def test_ctrl_c_ends_the_work_at_its_next_check():
+@pytest.fixture
+def ctrl_c_raises():
+    """Whoever started the tests may have had SIGINT ignored, as shells do in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_the_work_at_its_next_check(ctrl_c_raises):
     ended = []
 
     def work(check):
