@@ -34,26 +34,19 @@ class _Compiled:
 
     Args:
         run: takes a list of tensors and sizes, which it empties; returns a sequence of tensors.
-        tensors: per argument of ``run``, which tensor of the call it is or is a size of.
-        dims: per argument of ``run``, the dimension whose size it is; None for the tensor itself.
+        arguments: of ``run``, from the tensors of a call.
         results: of the function: None, one tensor (1) or a tuple of so many.
     """
 
     run: Callable[[list[Any]], Sequence[Tensor]]
-    tensors: tuple[int, ...]
-    dims: tuple[int | None, ...]
+    arguments: Callable[[Sequence[Tensor]], list[Any]]
     results: int | None
 
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
-        outputs = self.run(
-            [
-                tensors[index] if dim is None else tensors[index].shape[dim]
-                for index, dim in zip(self.tensors, self.dims)
-            ]
-        )
-        if self.results is None:
-            return None
-        return outputs[0] if self.results == 1 else tuple(outputs)
+        outputs = self.run(self.arguments(tensors))
+        if self.results == 1:
+            return outputs[0]
+        return None if self.results is None else tuple(outputs)
 
 
 class Program:
@@ -84,7 +77,7 @@ class Program:
     ) -> None:
         self._function = named(function, name)
         self._shapes = tuple(shapes)
-        self._dtypes = tuple(dtypes or [torch.float32] * len(self._shapes))
+        self._dtypes = list(dtypes or [torch.float32] * len(self._shapes))
         self._options = dict(options)
         letters = sorted({size for shape in shapes for size in shape if isinstance(size, str)})
         self._sizes = dict(zip(letters, _SIZES, strict=False))
@@ -94,7 +87,7 @@ class Program:
         self._compiling = threading.Lock()
 
     def __call__(self, *tensors: Tensor) -> Any:
-        dtypes = tuple([tensor.dtype for tensor in tensors])  # all that compiled code takes as told
+        dtypes = [tensor.dtype for tensor in tensors]  # all that compiled code takes as told
         assert dtypes == self._dtypes, f"got {dtypes}, wanted {self._dtypes}"
         compiled = self._by_threads.get(torch.get_num_threads())
         return (compiled or self.compile())(tensors)
@@ -122,8 +115,8 @@ class Program:
         results = () if result is None else (result,) if isinstance(result, Tensor) else result
         same = [got.data_ptr() == output.data_ptr() for got, output in zip(results, code.outputs)]
         assert len(results) == len(code.outputs) and all(same), "compiled code returns other things"
-        tensors, dims = zip(*[self._place(argument, samples) for argument in code.arguments])
-        return _Compiled(code.run, tensors, dims, None if result is None else len(results))
+        places = [self._place(argument, samples) for argument in code.arguments]
+        return _Compiled(code.run, _collector(places), None if result is None else len(results))
 
     def _sample(self, shape: tuple[int | str, ...], dtype: torch.dtype) -> Tensor:
         sample = torch.zeros([self._sizes.get(size, size) for size in shape], dtype=dtype)
@@ -141,6 +134,18 @@ class Program:
             (i, shape.index(letter)) for i, shape in enumerate(self._shapes) if letter in shape
         )
         return next(places)
+
+
+def _collector(places: Sequence[tuple[int, int | None]]) -> Callable[[Sequence[Tensor]], list[Any]]:
+    """What makes a list of tensors of a call, and of their sizes where a dimension is given.
+
+    Written as source once, instead of a loop over the places at every call.
+    """
+    items = [
+        f"tensors[{index}]" if dim is None else f"tensors[{index}].shape[{dim}]"
+        for index, dim in places
+    ]
+    return eval(f"lambda tensors: [{', '.join(items)}]")
 
 
 class _Code:

@@ -39,6 +39,7 @@ class _Form:
     page_size: int
     page_dtype: torch.dtype
     scale: float
+    window: int | None
 
 
 @register(
@@ -77,15 +78,16 @@ def attention(
             softcap=softcap, sinks=sinks, slopes=slopes,
         )  # fmt: skip
     (_, page_size, kv_heads, dim), value_dim = k_pages.shape, v_pages.shape[3]
-    form = _Form(q.shape[1], kv_heads, dim, value_dim, page_size, k_pages.dtype, scale)
+    form = _Form(q.shape[1], kv_heads, dim, value_dim, page_size, k_pages.dtype, scale, window)
     run = _program(form)
     rows = []
-    for q_HD, table, length in zip(q, page_table, seq_lens.tolist()):
-        first = 0 if window is None else max(0, length - window)  # key that the token sees
-        page = first // page_size
-        seen = torch.tensor([first - page * page_size, length - page * page_size])
-        pages = table[page : -(-length // page_size)].long()
-        rows.append(run(q_HD, k_pages, v_pages, pages, seen))
+    for row, length in enumerate(seq_lens.tolist()):
+        first = 0 if window is None else max(0, length - window) // page_size  # page with a key
+        pages = page_table[row, first : -(-length // page_size)]
+        end = seq_lens[row : row + 1]
+        if first:
+            end = end - first * page_size
+        rows.append(run(q[row], k_pages, v_pages, pages, end))
     return rows[0][None] if len(rows) == 1 else torch.stack(rows)
 
 
@@ -98,6 +100,7 @@ def prepare(
     page_size: int,
     page_dtype: torch.dtype,
     scale: float,
+    window: int | None,
     even_if_small: bool,
 ) -> None:
     """Compile a layer's attention.
@@ -106,17 +109,18 @@ def prepare(
         heads, kv_heads, dim, value_dim: H, Hkv, D and Dv.
         page_size, page_dtype: of the pages.
         scale: of the scores.
+        window: tokens that are seen; None: all.
         even_if_small: also where no rule asks for this backend.
     """
     if page_dtype not in PAGE_DTYPES or not _readiness.wanted(even_if_small):
         return
-    form = _Form(heads, kv_heads, dim, value_dim, page_size, page_dtype, scale)
+    form = _Form(heads, kv_heads, dim, value_dim, page_size, page_dtype, scale, window)
     kernels = (attention, gathered.attention)
     _readiness.prepare(form, *(functools.partial(_sample, kernel, form) for kernel in kernels))
 
 
 def _sample(kernel, form: _Form) -> Tensor:
-    """Two tokens, of which one sees several pages and the other not all of its first one."""
+    """Two tokens, of which one sees several pages and the other one slot of its second."""
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(2, form.heads, form.dim, generator=generator)
     pages = [
@@ -127,7 +131,7 @@ def _sample(kernel, form: _Form) -> Tensor:
     lengths = torch.tensor([3 * form.page_size - 1, form.page_size + 1], dtype=torch.int32)
     return kernel(
         q, *pages, table, torch.arange(3, dtype=torch.int32), lengths, scale=form.scale,
-        max_query_len=1, max_seq_len=3 * form.page_size, window=2 * form.page_size + 3,
+        max_query_len=1, max_seq_len=3 * form.page_size, window=form.window,
     )  # fmt: skip
 
 
@@ -135,12 +139,15 @@ def _sample(kernel, form: _Form) -> Tensor:
 def _program(form: _Form) -> Program:
     group = form.heads // form.kv_heads
 
-    def run(q_HD: Tensor, k_pages: Tensor, v_pages: Tensor, pages: Tensor, seen: Tensor) -> Tensor:
+    def run(q_HD: Tensor, k_pages: Tensor, v_pages: Tensor, pages: Tensor, end: Tensor) -> Tensor:
+        pages = pages.long()
         q = (q_HD * form.scale).unflatten(0, (form.kv_heads, group))[:, :, None, None]
         k = k_pages[pages].float().permute(2, 0, 1, 3)[:, None]  # [Hkv, 1, L, S, D]
         scores = (q * k).sum(-1)
         at = torch.arange(pages.shape[0])[:, None] * form.page_size + torch.arange(form.page_size)
-        shown = (at >= seen[0]) & (at < seen[1])  # [L, S]
+        shown = at < end  # [L, S]
+        if form.window is not None:
+            shown = shown & (at >= end - form.window)
         scores = torch.where(shown, scores, -torch.inf)
         weights = torch.exp(scores - scores.amax((-1, -2), keepdim=True))  # [Hkv, G, L, S]
         # The slots of a page one by one: its number is then looked up once for all of them.
@@ -156,11 +163,11 @@ def _program(form: _Form) -> Program:
         return (total / weights.sum((-1, -2))[..., None]).flatten(0, 1)
 
     key, value = (("P", form.page_size, form.kv_heads, dim) for dim in (form.dim, form.value_dim))
-    floats, ints = form.page_dtype, torch.int64
+    floats, ints = form.page_dtype, torch.int32
     return Program(
         run,
         "attention_of_a_token",
-        [(form.heads, form.dim), key, value, ("L",), (2,)],
+        [(form.heads, form.dim), key, value, ("L",), (1,)],
         dtypes=[torch.float32, floats, floats, ints, ints],
         options=_OPTIONS,
     )

@@ -148,13 +148,13 @@ def quant_matmul(x: Tensor, weight: PackedTensor, bias: Tensor | None = None) ->
 
 
 def _matmul(x: Tensor, weight: PackedTensor) -> Tensor:
-    form, rows = TYPES[weight.type_name], len(x)
+    form, rows = TYPES[weight.type_name], x.shape[0]
     tile = 1 if rows == 1 else _ROW_TILE
     missing = -x.shape[1] % (form.run * _lanes()), -rows % tile
     if any(missing):
         x = pad(x, (0, missing[0], 0, missing[1]))
-    x = x.contiguous()
-    x_MCJFL, sums_MCJL = _inputs(form)(x.view(len(x), -1, _lanes(), form.run), _powers(form))
+    x = x.contiguous().view(x.shape[0], -1, _lanes(), form.run)
+    x_MCJFL, sums_MCJL = _inputs(form)(x, _powers(form))
     run, fields = _product(form, tile), _fields(weight).values()
     if rows == 1:
         return run(*fields, x_MCJFL, sums_MCJL)

@@ -49,4 +49,10 @@ def _compile_attention(
         normed=(norms[0] is not None, norms[1] is not None),
         **shared,
     )
-    attention.prepare(heads=part.num_heads, kv_heads=part.num_kv_heads, scale=part.scale, **shared)
+    attention.prepare(
+        heads=part.num_heads,
+        kv_heads=part.num_kv_heads,
+        scale=part.scale,
+        window=part.window,
+        **shared,
+    )
