@@ -51,7 +51,8 @@ def adapters_by_address():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        kernels = {op: dict(k) for op, k in registry._KERNELS.items()}
+        # Kernels register when their module is first imported: into the copy they would be lost.
+        kernels = {op: dict(registry._backends(op)) for op in registry.registered_ops()}
         patch.setattr(registry, "_KERNELS", kernels)
         registry.register("lora", "by_address", takes_lines=True)(by_address)
         with registry.use_kernels("lora=by_address"):
