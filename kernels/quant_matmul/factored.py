@@ -153,11 +153,12 @@ def _matmul(x: Tensor, weight: PackedTensor) -> Tensor:
     missing = -x.shape[1] % (form.run * _lanes()), -rows % tile
     if any(missing):
         x = pad(x, (0, missing[0], 0, missing[1]))
-    x = x.contiguous().view(x.shape[0], -1, _lanes(), form.run)
-    x_MCJFL, sums_MCJL = _inputs(form)(x, _powers(form))
-    run, fields = _product(form, tile), _fields(weight).values()
+    x, fields = x.contiguous(), _fields(weight).values()
+    x_MCLS = x.view(x.shape[0], -1, _lanes(), form.run)
     if rows == 1:
-        return run(*fields, x_MCJFL, sums_MCJL)
+        return _product_of_one(form)(*fields, x_MCLS, _powers(form))
+    x_MCJFL, sums_MCJL = _inputs(form)(x_MCLS, _powers(form))
+    run = _product(form)
     parts = [run(*fields, *tiles) for tiles in zip(x_MCJFL.split(tile), sums_MCJL.split(tile))]
     return (parts[0] if len(parts) == 1 else torch.cat(parts))[:rows]
 
@@ -314,28 +315,54 @@ def _inputs(form: _Form) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """x [M, C, L, S] and powers of fields -> [M, C, J, F, L]; sums over F without the powers."""
 
     def inputs(x_MCLS: Tensor, powers_F1: Tensor) -> tuple[Tensor, Tensor]:
-        x_MCJFL = x_MCLS.transpose(2, 3).unflatten(2, (-1, form.fields))
+        x_MCJFL = _by_field(x_MCLS, form)
         return (x_MCJFL * powers_F1).contiguous(), x_MCJFL.sum(3).contiguous()
 
     shapes = [("M", "C", _lanes(), form.run), (form.fields, 1)]
     return _program(inputs, f"{form.name}_inputs", shapes)
 
 
+def _by_field(x_MCLS: Tensor, form: _Form) -> Tensor:
+    """[M, C, L, S] -> [M, C, J, F, L]."""
+    return x_MCLS.transpose(2, 3).unflatten(2, (-1, form.fields))
+
+
 @functools.cache
-def _product(form: _Form, rows: int) -> Callable:
+def _product_of_one(form: _Form) -> Callable:
+    """The fields of a weight, x [1, C, L, S] and the powers of fields -> [1, N].
+
+    The words of a run are added up before the scale is looked at.
+    """
+
+    def product(words: Tensor, scale: Tensor, *rest: Tensor) -> Tensor:
+        *least, x_MCLS, powers_F1 = rest
+        x_CJFL = _by_field(x_MCLS, form)[0]
+        sums_CL, x_CJFL = _written(x_CJFL.sum((1, 2))), _written(x_CJFL * powers_F1)
+        words = words.view(torch.int32)
+        runs = [_run(words[:, :, j], x_CJFL[:, j], form) for j in range(form.words)]
+        total = compiled.add_up(runs)
+        return _scaled(total, sums_CL, form, scale, *least).sum(1).sum(-1)[None]
+
+    shapes = [*_shapes(form), (1, "C", _lanes(), form.run), (form.fields, 1)]
+    return _program(product, f"{form.name}_1", shapes)
+
+
+def _written(x: Tensor) -> Tensor:
+    """The same, computed once: Inductor keeps what it takes strides of in memory."""
+    x = x.contiguous()
+    return x.as_strided(x.shape, x.stride())
+
+
+@functools.cache
+def _product(form: _Form) -> Callable:
     """The fields of a weight and what ``_inputs`` makes of R rows -> [R, N].
 
-    One row: the words of a run are added up before the scale is looked at. More rows: there are
-    not enough registers for that, and each word is scaled for itself.
+    There are not enough registers to add up the words of a run: each is scaled for itself.
     """
 
     def product(words: Tensor, scale: Tensor, *rest: Tensor) -> Tensor:
         *least, x_RCJFL, sums_RCJL = rest
         words = words.view(torch.int32)
-        if rows == 1:
-            runs = [_run(words[:, :, j], x_RCJFL[0, :, j], form) for j in range(form.words)]
-            total, sums = compiled.add_up(runs), sums_RCJL[0].sum(1)
-            return _scaled(total, sums, form, scale, *least).sum(1).sum(-1)[None]
         lanes = []
         factors = [factor[:, :, None] for factor in (scale, *least)]
         for x_CJFL, sums_CJL in zip(x_RCJFL, sums_RCJL):
@@ -343,9 +370,9 @@ def _product(form: _Form, rows: int) -> Callable:
             lanes.append(_scaled(total, sums_CJL, form, *factors).sum((1, 2)))
         return torch.stack(lanes).sum(-1)
 
-    tile = (rows, "C", form.words, form.fields, _lanes())
+    tile = (_ROW_TILE, "C", form.words, form.fields, _lanes())
     shapes = [*_shapes(form), tile, (*tile[:3], _lanes())]
-    return _program(product, f"{form.name}_{rows}", shapes)
+    return _program(product, f"{form.name}_{_ROW_TILE}", shapes)
 
 
 def _run(words: Tensor, x: Tensor, form: _Form) -> Tensor:
