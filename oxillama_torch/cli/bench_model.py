@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -50,17 +50,21 @@ def model_file(
         yield path
         return
     from oxillama_torch.bench.synthetic import write_synthetic
+    from oxillama_torch.engine.own_thread import in_own_thread
 
     with tempfile.TemporaryDirectory() as folder:
         path = keep if keep is not None else Path(folder) / f"{synthetic}-{mix}.gguf"
         with progress_bar() as bar:
             task = bar.add_task(f"writing {path.name}", total=None)
-            write_synthetic(
-                path,
-                synthetic,
-                mix,
-                progress=lambda n, total: bar.update(task, completed=n, total=total),
-            )
+
+            def write(check: Callable[[], None]) -> None:
+                def progress(done: int, total: int) -> None:
+                    check()
+                    bar.update(task, completed=done, total=total)
+
+                write_synthetic(path, synthetic, mix, progress=progress)
+
+            in_own_thread(write, "oxillama-synthetic")  # its OpenMP workers must not stay
         yield path
 
 
