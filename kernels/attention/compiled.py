@@ -11,7 +11,7 @@ dim, Dv value head dim, P pages of S slots; L pages that the token sees.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,8 +28,7 @@ _readiness = Readiness("attention")
 PAGE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-@dataclass(frozen=True, slots=True)
-class _Form:
+class _Form(NamedTuple):
     """What a program is made for."""
 
     heads: int
@@ -83,12 +82,12 @@ def attention(
     rows = []
     for row, length in enumerate(seq_lens.tolist()):
         first = 0 if window is None else max(0, length - window) // page_size  # page with a key
-        pages = page_table[row, first : -(-length // page_size)]
-        end = seq_lens[row : row + 1]
+        pages = page_table.select(0, row).narrow(0, first, -(-length // page_size) - first)
+        end = seq_lens.narrow(0, row, 1)
         if first:
             end = end - first * page_size
-        rows.append(run(q[row], k_pages, v_pages, pages, end))
-    return rows[0][None] if len(rows) == 1 else torch.stack(rows)
+        rows.append(run(q.narrow(0, row, 1), k_pages, v_pages, pages, end))
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 def prepare(
@@ -139,9 +138,9 @@ def _sample(kernel, form: _Form) -> Tensor:
 def _program(form: _Form) -> Program:
     group = form.heads // form.kv_heads
 
-    def run(q_HD: Tensor, k_pages: Tensor, v_pages: Tensor, pages: Tensor, end: Tensor) -> Tensor:
+    def run(q_1HD: Tensor, k_pages: Tensor, v_pages: Tensor, pages: Tensor, end: Tensor) -> Tensor:
         pages = pages.long()
-        q = (q_HD * form.scale).unflatten(0, (form.kv_heads, group))[:, :, None, None]
+        q = (q_1HD[0] * form.scale).unflatten(0, (form.kv_heads, group))[:, :, None, None]
         k = k_pages[pages].float().permute(2, 0, 1, 3)[:, None]  # [Hkv, 1, L, S, D]
         scores = (q * k).sum(-1)
         at = torch.arange(pages.shape[0])[:, None] * form.page_size + torch.arange(form.page_size)
@@ -160,14 +159,14 @@ def _program(form: _Form) -> Program:
         # In the last page a weight of zero is not enough: what was never written may be NaN.
         rest = torch.where(shown[-1, :, None, None], v_pages[pages[-1:]][0].float(), 0)
         total = total + (weights[:, :, -1, :, None] * rest.transpose(0, 1)[:, None]).sum(2)
-        return (total / weights.sum((-1, -2))[..., None]).flatten(0, 1)
+        return (total / weights.sum((-1, -2))[..., None]).flatten(0, 1)[None]
 
     key, value = (("P", form.page_size, form.kv_heads, dim) for dim in (form.dim, form.value_dim))
     floats, ints = form.page_dtype, torch.int32
     return Program(
         run,
         "attention_of_a_token",
-        [(form.heads, form.dim), key, value, ("L",), (1,)],
+        [(1, form.heads, form.dim), key, value, ("L",), (1,)],
         dtypes=[torch.float32, floats, floats, ints, ints],
         options=_OPTIONS,
     )

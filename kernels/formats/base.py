@@ -98,7 +98,7 @@ class Format:
         most = MAX_PLANES - (self.table is not None)
         assert len(self.fields) <= most, f"{self.name} has more than {most} planes"
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         return self.type.name
 

@@ -34,6 +34,8 @@ MIN_ROWS = {"cuda": 1024, "cpu": 32}
 _CPU_MIN_ROWS_OF_4_BITS = 64
 # So many rows of a few thousand inputs stay in the cache between decoding and the product.
 _CPU_CHUNK_ROWS = 256
+# MKL multiplies 256 x 2048 weights with so few rows up to a fifth faster than the rows with them.
+_CPU_TURNED_ROWS = 128
 _CUDA_CHUNK_BYTES = 1 << 28
 
 _ready: set[str] = set()
@@ -111,11 +113,20 @@ def _on_cpu(x: Tensor, weight: PackedTensor) -> Tensor:
         else:
             inputs, decode = _by_parts(x, weight).to(dtype), _decode_rows
         scratch = torch.empty(min(_CPU_CHUNK_ROWS, outputs), inputs.shape[1], dtype=dtype)
+        turned = inputs.T.contiguous() if _is_better_turned(inputs) else None
         for start in range(0, outputs, _CPU_CHUNK_ROWS):
             stop = min(start + _CPU_CHUNK_ROWS, outputs)
             part = decode(weight, start, stop, scratch)
-            out[:, start:stop] = inputs @ part.T
+            if turned is None:
+                torch.mm(inputs, part.T, out=out[:, start:stop])
+            else:
+                out[:, start:stop] = torch.mm(part, turned).T
     return out
+
+
+def _is_better_turned(inputs: Tensor) -> bool:
+    """Whether the library multiplies the weight with the inputs faster than the inputs with it."""
+    return inputs.dtype == torch.float32 and len(inputs) <= _CPU_TURNED_ROWS
 
 
 @functools.cache

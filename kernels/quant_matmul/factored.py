@@ -20,7 +20,7 @@ import functools
 import logging
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,8 +46,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Form:
+class _Form(NamedTuple):
     """How a type's quants lie in words.
 
     Args:
@@ -144,7 +143,9 @@ def _has_avx512() -> bool:
 def quant_matmul(x: Tensor, weight: PackedTensor, bias: Tensor | None = None) -> Tensor:
     """Arguments as those of :func:`oxillama_torch.kernels.quant_matmul.op.quant_matmul`."""
     y = _matmul(x.float(), weight)
-    return (y if bias is None else y + bias.float()).to(x.dtype)
+    if bias is not None:
+        y = y + bias.float()
+    return y if x.dtype == y.dtype else y.to(x.dtype)
 
 
 def _matmul(x: Tensor, weight: PackedTensor) -> Tensor:

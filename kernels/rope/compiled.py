@@ -7,7 +7,7 @@ R = rope_dim / 2 pairs, P pages of S slots each.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +24,7 @@ _readiness = Readiness("rope_store_kv")
 PAGE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-@dataclass(frozen=True, slots=True)
-class _Form:
+class _Form(NamedTuple):
     """What a program is made for."""
 
     style: str

@@ -9,7 +9,7 @@ Shapes: M rows, N outputs, K inputs, E experts; H heads of dim D, P pages of S s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -147,7 +147,7 @@ def _segments(call: Call, shape: tuple[int, int], _: None) -> list[Case]:
     types, sizes = ("Q4_K", "Q6_K"), (shape[0] * 5 // 6, shape[0] - shape[0] * 5 // 6)
     weights = [random_weight(t, n, shape[1]).to(call.device) for t, n in zip(types, sizes)]
     biases = [torch.randn(sizes[0], device=call.device), None]
-    call, x = replace(call, type="+".join(types)), _randn(call, call.m, shape[1])
+    call, x = call._replace(type="+".join(types)), _randn(call, call.m, shape[1])
     args = (x, weights, biases)
     return [Case("quant_matmul_segments", call, args, {"numerics": call.numerics})]
 

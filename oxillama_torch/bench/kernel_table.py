@@ -258,7 +258,7 @@ def _serving(case: Case, backends: Iterable[str] | None) -> list[tuple[Kernel, s
     """Backends that serve the call, each with the strictest numerics it serves."""
     found: dict[str, tuple[Kernel, str]] = {}
     for numerics in ("invariant", "fast"):
-        call = replace(case.call, numerics=numerics)
+        call = case.call._replace(numerics=numerics)
         for kernel, refused in registry.candidates(case.op, call):
             if refused is None:
                 found.setdefault(kernel.backend, (kernel, numerics))
@@ -269,7 +269,7 @@ def _serving(case: Case, backends: Iterable[str] | None) -> list[tuple[Kernel, s
 
 def _checked(kernel: Kernel, numerics: str, case: Case, shape: tuple[int, int]) -> Row:
     """The row of a backend before it is timed; with a note when it must not be."""
-    call = replace(case.call, numerics=numerics)
+    call = case.call._replace(numerics=numerics)
     row = Row(
         op=case.op,
         backend=kernel.backend,

@@ -8,7 +8,6 @@ or to the host, is refused.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
 
 import pytest
 import torch
@@ -78,7 +77,7 @@ def without_launches(monkeypatch):
     )
     select = registry.select
     monkeypatch.setattr(
-        registry, "select", lambda op, call: select(op, replace(call, device="cuda"))
+        registry, "select", lambda op, call: select(op, call._replace(device="cuda"))
     )
     monkeypatch.setattr(triton_backend, "multiprocessors", lambda device: 132)
     return launched

@@ -33,11 +33,16 @@ def unprepared(monkeypatch):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("type_name", TYPES)
-def test_chunks_parts_and_bias_end_up_in_place(type_name, dtype, pack, activations, monkeypatch):
-    """More rows of the weight than a chunk holds, and not a multiple of it."""
+@pytest.mark.parametrize("rows", [70, 130])
+def test_chunks_parts_and_bias_end_up_in_place(
+    rows, type_name, dtype, pack, activations, monkeypatch
+):
+    """More rows of the weight than a chunk holds, and not a multiple of it; few are turned."""
     monkeypatch.setattr(dense, "_cpu_dtype", lambda: dtype)
+    turned = dense._is_better_turned(torch.zeros(rows, 768, dtype=dtype))
+    assert turned == (dtype == torch.float32 and rows == 70)
     weight, values = pack(type_name, 530, 768)
-    x, bias = activations(70, 768), torch.randn(530)
+    x, bias = activations(rows, 768), torch.randn(530)
     wanted = x.double() @ values.double().T + bias.double()
     with use_kernels("quant_matmul=dense"):
         y = quant_matmul(x, weight, bias, numerics="fast")
