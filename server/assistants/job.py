@@ -12,7 +12,7 @@ import orjson
 from oxillama_torch.errors import CapacityError, EngineError, OxiLlamaError, RequestError
 from oxillama_torch.server.assistants.builder import Event, RunBuilder
 from oxillama_torch.server.assistants.objects import Object
-from oxillama_torch.server.assistants.records import save
+from oxillama_torch.server.assistants.records import end_run, save
 from oxillama_torch.server.errors import code_of, envelope
 from oxillama_torch.server.output import Generation
 from oxillama_torch.server.responses.event_log import EventLog, LogStream
@@ -60,6 +60,8 @@ class RunJob:
         # What is said once the end is stored; None: it goes on.
         self._last: list[Event] | None = None
         self._saved: Future | None = None
+        # Why the end as it was cannot be stored, whatever the store's state.
+        self._unwritable: OxiLlamaError | None = None
         # Everything that the turn has changed, as it stands.
         self._changed: dict[str, Object] = {}
         self._cancelled = False
@@ -108,19 +110,39 @@ class RunJob:
         """Have the run's end stored, and conclude when it is; False when it is to be tried again.
 
         The run was acknowledged, so it must end there too: a store that is full or away is waited
-        for. Whoever reads the events is told at once.
+        for, and what it can never take ends as failed. Whoever reads the events is told at once.
         """
         if self._saved is None:
-            self._saved = self._submit()
-            self._saved.add_done_callback(lambda _: note())
+            self._write_end(note)
         elif self._saved.done():
             error = self._saved.exception()
             if isinstance(error, StoreError):
                 self._say_last([("error", envelope(error)["error"])])
                 self._saved = None
                 return False
-            self._conclude(error)
+            if error is not None and self._unwritable is None:
+                self._give_up(error)
+                self._write_end(note)
+            else:
+                self._conclude(error)
         return True
+
+    def _write_end(self, note: Callable[[], None]) -> None:
+        failed = self._unwritable
+        if failed is None:
+            self._saved = self._submit()
+        else:
+            self._saved = self._store.submit(
+                lambda session: end_run(session, self.id, "failed", last_error_of(failed))
+            )
+        self._saved.add_done_callback(lambda _: note())
+
+    def _give_up(self, error: BaseException) -> None:
+        """The store has refused the end for good: fail there with what it holds."""
+        log.error("run %s cannot be stored", self.id, exc_info=error)
+        known = error if isinstance(error, OxiLlamaError) else EngineError("internal error")
+        self.generation.meter.errors.append(code_of(known))
+        self._unwritable, self._last = known, [("error", envelope(known)["error"])]
 
     def _produce(self) -> None:
         try:
@@ -160,12 +182,9 @@ class RunJob:
 
     def _conclude(self, error: BaseException | None) -> None:
         """Send the last events. What could not be stored did not happen."""
-        if error is None:
-            self._close(self._last)
-        else:
-            log.error("run %s cannot be stored", self.id, exc_info=error)
-            known = error if isinstance(error, OxiLlamaError) else EngineError("internal error")
-            self._close([("error", envelope(known)["error"])])
+        if error is not None:  # not even that: the next start marks the run
+            log.error("run %s cannot be marked as failed", self.id, exc_info=error)
+        self._close(self._last)
 
     def drop(self) -> None:
         """The server stops: end without a last word. The next start marks the run."""

@@ -14,6 +14,7 @@ from waiting import until
 
 from oxillama_torch.config import ServerConfig
 from oxillama_torch.server.app import close_app, create_app
+from oxillama_torch.server.assistants import job, records
 
 SIZE_BYTES = 4 * 1024 * 1024
 
@@ -156,3 +157,24 @@ def test_what_was_acknowledged_ends_after_the_database_was_locked(
     other.close()
     ended = ("completed", "incomplete")
     until(lambda: client.get(path).get_json()["status"] in ended, "it hangs")
+
+
+def test_a_run_whose_end_cannot_be_written_has_failed(make_app, model_id, monkeypatch):
+    """Not for want of a store: what is to be written is refused itself."""
+
+    def refuse(session, objects, usage):
+        if any(data["object"] == "thread.run" and data["usage"] for data in objects):
+            raise ValueError("no such row")
+        records.save(session, objects, usage)
+
+    monkeypatch.setattr(job, "save", refuse)
+    client = make_app().test_client()
+    path = begin_run(client, model_id)
+    until(lambda: client.get(path).get_json()["status"] == "failed", "it hangs")
+    run = client.get(path).get_json()
+    assert run["last_error"] == {"code": "server_error", "message": "internal error"}
+    assert run["failed_at"] and "no such row" not in json.dumps(run)
+    fields = {"model": model_id, "thread": {"messages": [{"role": "user", "content": "Hi"}]}}
+    answer = client.post("/v1/threads/runs", json={**fields, "stream": True})
+    events = answer.get_data(as_text=True).split("\n\n")
+    assert events[-3].startswith("event: error\n") and events[-2] == "event: done\ndata: [DONE]"
