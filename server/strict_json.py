@@ -1,9 +1,9 @@
 """JSON as strict as its definition allows, at the speed of a fast parser.
 
 Refused beside what is no JSON: an object that has a key twice (readers differ in which one they
-take), nesting deeper than ``MAX_DEPTH``, more than ``MAX_CONTAINERS`` objects and arrays or
-``MAX_VALUES`` values (making and checking them holds up every thread: a tenth of a second each),
-numbers that are not finite, bytes that are not UTF-8, lone surrogates.
+take), nesting deeper than ``MAX_DEPTH``, more than ``MAX_CONTAINERS`` objects and arrays,
+``MAX_KEYS`` keys or ``MAX_VALUES`` values (making and checking them holds up every thread), numbers
+that are not finite, bytes that are not UTF-8, lone surrogates.
 What the parser does not look at is counted outside of the strings, by functions that run at memory
 speed.
 """
@@ -17,10 +17,11 @@ import orjson
 
 from oxillama_torch.errors import RequestError
 
-__all__ = ["MAX_CONTAINERS", "MAX_DEPTH", "MAX_VALUES", "loads"]
+__all__ = ["MAX_CONTAINERS", "MAX_DEPTH", "MAX_KEYS", "MAX_VALUES", "loads"]
 
 MAX_DEPTH = 64
 MAX_CONTAINERS = 20_000
+MAX_KEYS = 50_000
 MAX_VALUES = 400_000
 
 
@@ -35,6 +36,8 @@ def loads(raw: bytes) -> Any:
     containers = objects + outside.count(b"[")
     if containers > MAX_CONTAINERS:
         raise _refused(f"the body has more than {MAX_CONTAINERS} objects and arrays")
+    if keys > MAX_KEYS:
+        raise _refused(f"the body has more than {MAX_KEYS} keys")
     if outside.count(b",") >= MAX_VALUES:
         raise _refused(f"the body has more than {MAX_VALUES} values")
     try:
@@ -53,6 +56,8 @@ def _without_strings(raw: bytes) -> bytes:
     """A document without the contents of its strings; of one that is not valid, any bytes."""
     if b"\\" in raw:
         raw = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if raw.count(b'"') > 2 * (MAX_KEYS + MAX_VALUES):
+        raise _refused(f"the body has more than {MAX_KEYS} keys and {MAX_VALUES} values")
     return b"".join(raw.split(b'"')[::2])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from oxillama_torch.chat.grammar import json_rule, literal
@@ -18,21 +17,40 @@ __all__ = ["Answer", "answer_of"]
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _IN_SLASHES = {"/": r"\/", "\n": r"\n"}
+# Converting takes 5 us a character, which other threads have to share.
+_LONGEST_PART = 8 * 1024
 _START = re.compile(r'("(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/)|\bstart\b')
 
 
-@dataclass(frozen=True, slots=True)
 class Answer:
     """A constraint of the answer.
 
     Args:
         constraint: where the answer is all that the model writes.
-        body: the same as the body of a Lark rule; further rules may follow it on lines of their
-            own. None: it cannot be part of another grammar.
+        body: the same as the body of a Lark rule; None: to be made of the constraint.
+
+    Attributes:
+        can_be_part: of another grammar.
     """
 
-    constraint: Constraint
-    body: str | None
+    def __init__(self, constraint: Constraint, body: str | None = None) -> None:
+        self.constraint, self._body = constraint, body
+        # A Lark grammar's names may be those of the grammar around it.
+        self.can_be_part = body is not None or constraint.kind != "lark"
+
+    @property
+    def body(self) -> str:
+        """The body of a Lark rule; further rules may follow it on lines of their own.
+
+        Converted here, where it is asked for, and not in the worker that compiles it: so it is
+        asked for where the answer is part of another grammar only, and is not to be long.
+
+        Raises:
+            RequestError: the constraint is not sound, or too long.
+        """
+        if self._body is None:
+            self._body = _body(self.constraint)
+        return self._body
 
 
 def answer_of(wanted: Any, own: Constraint | None) -> Answer | None:
@@ -46,7 +64,7 @@ def answer_of(wanted: Any, own: Constraint | None) -> Answer | None:
         RequestError: names the field that is wrong; both are given.
     """
     if wanted is None or (isinstance(wanted, Mapping) and wanted.get("type") == "text"):
-        return None if own is None else Answer(own, _body(own))
+        return None if own is None else Answer(own)
     if own is not None:
         raise RequestError("one constraint at a time: a format and a grammar", param=own.param)
     if not isinstance(wanted, Mapping):
@@ -85,9 +103,14 @@ def _schema(wanted: Any, param: str) -> dict[str, Any]:
     return dict(schema)
 
 
-def _body(constraint: Constraint) -> str | None:
+def _body(constraint: Constraint) -> str:
     """A constraint as the body of a Lark rule."""
     source = constraint.source
+    if constraint.kind == "gbnf" and len(source) > _LONGEST_PART:
+        raise RequestError(
+            f"beside tools or reasoning a grammar has at most {_LONGEST_PART} characters",
+            param=constraint.param,
+        )
     match constraint.kind:
         case "json_object":
             return json_rule({"type": "object"})
@@ -109,7 +132,7 @@ def _body(constraint: Constraint) -> str | None:
             # Its first rule is called start, as that of the grammar around it.
             renamed = _START.sub(lambda m: m[1] or "answer", rules)
             return renamed.partition("answer:")[2].strip()
-    return None  # a Lark grammar's names may be those of the grammar around it
+    raise AssertionError(f"a constraint of kind {constraint.kind} cannot be part of another")
 
 
 def _loads(constraint: Constraint) -> Any:

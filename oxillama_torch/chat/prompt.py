@@ -127,7 +127,7 @@ def _constraint(
         )
     if not tools and not limited and (answer is None or _is_all(answer, syntax, thinking)):
         return None if answer is None else answer.constraint
-    if answer is not None and answer.body is None:
+    if answer is not None and not answer.can_be_part:
         raise RequestError(
             "a Lark grammar has to be that of the whole reply, without tools or reasoning",
             param=answer.constraint.param,
@@ -147,7 +147,7 @@ def _is_all(answer: Answer, syntax: Syntax, thinking: Thinking | None) -> bool:
     """Whether the answer is all that the model writes."""
     if thinking is None:
         return not syntax.family.markers(False)
-    return answer.body is None and not thinking.open
+    return not answer.can_be_part and not thinking.open
 
 
 def _enforceable(tool: Tool) -> Tool:

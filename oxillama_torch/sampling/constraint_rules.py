@@ -116,10 +116,18 @@ def lexemes(rules: Rules) -> set[str]:
 
 def _unsettled(uses: dict[str, set[str]]) -> set[str]:
     """What stays when names that use none of those left are taken away again and again."""
-    while done := [name for name, used in uses.items() if not used & uses.keys()]:
-        for name in done:
-            del uses[name]
-    return set(uses)
+    users: dict[str, list[str]] = {name: [] for name in uses}
+    waits_for = {name: len(used & uses.keys()) for name, used in uses.items()}
+    for name, used in uses.items():
+        for other in used & uses.keys():
+            users[other].append(name)
+    settled = [name for name, count in waits_for.items() if not count]
+    for name in settled:  # grows on the way
+        for user in users[name]:
+            waits_for[user] -= 1
+            if not waits_for[user]:
+                settled.append(user)
+    return {name for name, count in waits_for.items() if count}
 
 
 def _may_be_empty(rules: Rules) -> set[str]:

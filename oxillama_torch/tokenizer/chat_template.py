@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -140,8 +140,11 @@ class ChatTemplate:
                 ``template_error``); a variable that may not be set; a part that is not text.
             CapacityError: too many renderings at once.
         """
-        text, marks = self._render(messages, tools, add_generation_prompt, kwargs)
         tokenizer = self._tokenizer
+        if self.max_tokens is not None:
+            # Marking, and a process that renders, would take long over what is too long anyway.
+            tokenizer.check_fits(_contents(messages), self.max_tokens, "messages")
+        text, marks = self._render(messages, tools, add_generation_prompt, kwargs)
         if self.max_tokens is not None:
             tokenizer.check_fits(text, self.max_tokens, "messages")
         ids = tokenizer.encode(text, add_special=False, parse_special=True, stand_ins=marks)
@@ -296,6 +299,15 @@ class ChatTemplate:
         except RequestError:
             return False
         return probe in text and f"'{probe}'" not in text and f'"{probe}"' not in text
+
+
+def _contents(messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The texts of messages and of their parts; of what is no message, nothing."""
+    for message in messages:
+        content = message.get("content") if isinstance(message, Mapping) else None
+        parts = content if isinstance(content, list | tuple) else [{"text": content}]
+        texts = (part.get("text") for part in parts if isinstance(part, Mapping))
+        yield from (text for text in texts if isinstance(text, str))
 
 
 def _is_list_of_objects(value: Any) -> bool:

@@ -156,13 +156,14 @@ class Tokenizer:
         """A lower bound of ``len(encode(text))``, to refuse a hopeless text before encoding it."""
         return len(text) // self._longest
 
-    def check_fits(self, text: str, max_tokens: int, param: str) -> None:
-        """Refuse a text that cannot have ``max_tokens`` or fewer, without encoding it.
+    def check_fits(self, texts: str | Iterable[str], max_tokens: int, param: str) -> None:
+        """Refuse texts that together cannot have ``max_tokens`` or fewer, without encoding them.
 
         Raises:
             RequestError: names ``param``.
         """
-        fewest = self.fewest_tokens(text)
+        texts = [texts] if isinstance(texts, str) else texts
+        fewest = sum(map(self.fewest_tokens, texts))
         if fewest > max_tokens:
             raise RequestError(
                 f"This model's maximum context length is {max_tokens} tokens. "

@@ -10,6 +10,7 @@ from oxillama_torch.chat.tool import ToolChoice, tools_from
 from oxillama_torch.errors import RequestError
 from oxillama_torch.server.schemas.batches import Metadata
 from oxillama_torch.server.schemas.common import Finite, StrictModel, given
+from oxillama_torch.server.schemas.lists import Few
 from oxillama_torch.server.schemas.tools import Tools
 
 __all__ = [
@@ -104,7 +105,7 @@ class MessageBody(StrictModel):
     """``attachments`` are for hosted tools."""
 
     role: Literal["user", "assistant"]
-    content: Text | Annotated[list[MessageText], Field(min_length=1)]
+    content: Text | Annotated[Few[MessageText], Field(min_length=1)]
     metadata: Metadata | None = None
     attachments: Annotated[list[Any], Field(json_schema_extra=_EMPTY)] | None = None
 
@@ -122,7 +123,7 @@ class MetadataBody(_Resources):
 
 
 class ThreadBody(MetadataBody):
-    messages: list[MessageBody] = []
+    messages: Few[MessageBody] = []
 
 
 class TruncationStrategy(StrictModel):
@@ -167,7 +168,7 @@ class RunBody(StrictModel):
     model: str | None = None
     instructions: Instructions | None = None
     additional_instructions: Instructions | None = None
-    additional_messages: list[MessageBody] | None = None
+    additional_messages: Few[MessageBody] | None = None
     tools: Tools | None = None
     metadata: Metadata | None = None
     temperature: Temperature | None = None
@@ -230,7 +231,7 @@ class ToolOutput(StrictModel):
 
 
 class ToolOutputsBody(StrictModel):
-    tool_outputs: list[ToolOutput]
+    tool_outputs: Few[ToolOutput]
     stream: bool | None = None
 
     def by_call(self, asked: list[str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from oxillama_torch.sampling.params import SamplingParams
 from oxillama_torch.server.schemas.batches import Metadata
 from oxillama_torch.server.schemas.common import GenerationBody, StrictModel
 from oxillama_torch.server.schemas.constraint import ConstraintFields
+from oxillama_torch.server.schemas.lists import Few
 from oxillama_torch.server.schemas.tools import Tools
 from oxillama_torch.server.turn import Turn, effort_variables
 
@@ -40,9 +41,9 @@ class ToolCall(StrictModel):
 
 class Message(StrictModel):
     role: Literal["developer", "system", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | Few[TextPart] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Few[ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
 
@@ -76,7 +77,7 @@ class ChatBody(GenerationBody, ConstraintFields):
         "web_search_options": (),
     }
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[Few[Message], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None

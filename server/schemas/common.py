@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from oxillama_torch.errors import RequestError
 from oxillama_torch.sampling.params import LogprobsMode
+from oxillama_torch.server.schemas.lists import Many
 from oxillama_torch.server.schemas.sampling import Finite, SamplerFields
 
 __all__ = ["GenerationBody", "ModelBody", "StreamOptions", "StrictModel", "given", "with_integers"]
@@ -70,7 +71,7 @@ class ModelBody(StrictModel):
 
     model: str
     user: str | None = None
-    lora: str | list[LoraChoice] | None = None
+    lora: str | Many[LoraChoice] | None = None
 
     def ignored_fields(self) -> list[str]:
         """Names of fields that nothing reads; refuses those that would change the answer."""
@@ -104,7 +105,7 @@ class GenerationBody(ModelBody, SamplerFields):
     temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
-    stop: str | list[str] | None = None
+    stop: str | Many[str] | None = None
     seed: int | None = None
     presence_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None

@@ -12,12 +12,13 @@ from oxillama_torch.sampling.constraint import Constraint
 from oxillama_torch.sampling.params import SamplingParams
 from oxillama_torch.server.schemas.common import GenerationBody
 from oxillama_torch.server.schemas.constraint import ConstraintFields
+from oxillama_torch.server.schemas.lists import Few, Many
 from oxillama_torch.server.schemas.search import SearchFields
 from oxillama_torch.server.service import Service
 
 __all__ = ["CompletionBody"]
 
-TokenIds = list[int]
+TokenIds = Many[int]
 
 
 class CompletionBody(GenerationBody, ConstraintFields, SearchFields):
@@ -25,7 +26,7 @@ class CompletionBody(GenerationBody, ConstraintFields, SearchFields):
         "suffix": ("",),
     }
 
-    prompt: str | list[str] | TokenIds | list[TokenIds]
+    prompt: str | Few[str] | TokenIds | Few[TokenIds]
     echo: bool = False
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = 16

@@ -8,10 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from oxillama_torch.errors import RequestError
 from oxillama_torch.sampling.constraint import Constraint
+from oxillama_torch.server.schemas.lists import Many
 
 __all__ = ["ConstraintFields"]
 
-Choices = Annotated[list[str], Field(min_length=1)]
+Choices = Annotated[Many[str], Field(min_length=1)]
 
 
 class StructuredOutputs(BaseModel):

@@ -9,19 +9,20 @@ from pydantic import Field
 from oxillama_torch.engine.request import Pooling
 from oxillama_torch.errors import RequestError
 from oxillama_torch.server.schemas.common import ModelBody
+from oxillama_torch.server.schemas.lists import Many
 from oxillama_torch.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["EmbeddingBody"]
 
 MAX_INPUTS = 2048
 
-TokenIds = list[int]
+TokenIds = Many[int]
 
 
 class EmbeddingBody(ModelBody):
     """``pooling`` and ``lora`` are extensions."""
 
-    input: str | list[str] | TokenIds | list[TokenIds]
+    input: str | Many[str] | TokenIds | Many[TokenIds]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
     pooling: Literal["last", "mean", "cls", "max"] | None = None

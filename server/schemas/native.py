@@ -10,6 +10,7 @@ from oxillama_torch.engine.request import Pooling
 from oxillama_torch.errors import RequestError
 from oxillama_torch.server.schemas.chat import Message
 from oxillama_torch.server.schemas.common import StrictModel
+from oxillama_torch.server.schemas.lists import Few, Many
 from oxillama_torch.server.service import Service
 
 __all__ = ["ApplyTemplateBody", "DetokenizeBody", "NativeEmbeddingBody", "TokenizeBody"]
@@ -17,7 +18,7 @@ __all__ = ["ApplyTemplateBody", "DetokenizeBody", "NativeEmbeddingBody", "Tokeni
 NonEmpty = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0)]
 T = TypeVar("T")
-Several = Annotated[list[T], Field(min_length=1)]
+Several = Annotated[Many[T], Field(min_length=1)]
 TokenIds = Several[TokenId]
 
 
@@ -30,20 +31,20 @@ class TokenizeBody(StrictModel):
     parse_special: bool = True
     with_pieces: bool = False
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Annotated[Few[Message], Field(min_length=1)] | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
 
 
 class DetokenizeBody(StrictModel):
     model: str | None = None
-    tokens: list[int]
+    tokens: Many[int]
 
 
 class ApplyTemplateBody(StrictModel):
     model: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)]
-    tools: list[dict[str, Any]] | None = None
+    messages: Annotated[Few[Message], Field(min_length=1)]
+    tools: Many[dict[str, Any]] | None = None
     add_generation_prompt: bool = True
     chat_template_kwargs: dict[str, Any] | None = None
 

@@ -10,6 +10,7 @@ from oxillama_torch.errors import RequestError
 from oxillama_torch.sampling.constraint import Constraint
 from oxillama_torch.sampling.params import DRY_BREAKERS, SamplingParams
 from oxillama_torch.server.schemas.common import Finite, StrictModel
+from oxillama_torch.server.schemas.lists import Many
 from oxillama_torch.server.service import Service
 
 __all__ = ["NativeCompletionBody"]
@@ -37,7 +38,7 @@ _WITHOUT_EFFECT = frozenset(
 _RANDOM_SEEDS = (-1, 2**32 - 1)
 
 T = TypeVar("T")
-Several = Annotated[list[T], Field(min_length=1)]
+Several = Annotated[Many[T], Field(min_length=1)]
 PromptPart = str | Annotated[int, Field(ge=0)]
 Bias = Finite | bool
 BiasPair = Annotated[list[int | str | Bias], Field(min_length=2, max_length=2)]
@@ -60,7 +61,7 @@ class NativeCompletionBody(StrictModel):
     n: Annotated[int, Field(ge=1, le=128, validation_alias=AliasChoices("n", "n_cmpl"))] = 1
     return_tokens: bool = False
     timings_per_token: bool = False
-    response_fields: list[str] | None = None
+    response_fields: Many[str] | None = None
     n_probs: Annotated[int, Field(ge=0, le=1024)] = 0
     temperature: Finite = 0.8
     dynatemp_range: Finite = 0.0
@@ -83,16 +84,16 @@ class NativeCompletionBody(StrictModel):
     dry_base: Finite = 1.75
     dry_allowed_length: int = 2
     dry_penalty_last_n: int = -1
-    dry_sequence_breakers: list[str] = list(DRY_BREAKERS)
-    logit_bias: list[BiasPair] | dict[str, Bias] = []
+    dry_sequence_breakers: Many[str] = list(DRY_BREAKERS)
+    logit_bias: Many[BiasPair] | dict[str, Bias] = []
     seed: int = -1
-    stop: str | list[str] = []
+    stop: str | Many[str] = []
     ignore_eos: bool = False
     min_keep: Annotated[int, Field(ge=0)] = 0
     grammar: str | None = None
     json_schema: dict[str, Any] | bool | None = None
-    samplers: list[str] | None = None
-    lora: list[ScaledAdapter] | None = None
+    samplers: Many[str] | None = None
+    lora: Many[ScaledAdapter] | None = None
 
     def ignored_fields(self) -> list[str]:
         """Names of fields that nothing reads; refuses those that would change the answer."""

@@ -13,6 +13,7 @@ from oxillama_torch.sampling.params import SamplingParams
 from oxillama_torch.server.responses.items import Item
 from oxillama_torch.server.schemas.batches import Metadata
 from oxillama_torch.server.schemas.common import GenerationBody, StrictModel, given
+from oxillama_torch.server.schemas.lists import Few
 from oxillama_torch.server.schemas.tools import Tools
 from oxillama_torch.server.turn import Turn, effort_variables
 
@@ -119,13 +120,13 @@ class ResponseBody(GenerationBody):
     # Taken and shown again, and of no effect on a model that only writes text.
     SHOWN: ClassVar[tuple[str, ...]] = ("max_tool_calls", "prompt_cache_key", "safety_identifier")
 
-    input: str | list[Item] | None = None
+    input: str | Few[Item] | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
     conversation: str | ConversationParam | None = None
     store: bool | None = None
     background: bool | None = None
-    include: list[Includable] | None = None
+    include: Few[Includable] | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     max_tool_calls: Annotated[int, Field(ge=0)] | None = None
     metadata: Metadata | None = None

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from oxillama_torch.sampling.presets import sampler_order, sampler_settings
+from oxillama_torch.server.schemas.lists import Many
 
 __all__ = ["Finite", "SamplerFields"]
 
@@ -17,7 +18,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 _Share = Annotated[Finite, Field(ge=0, le=1)]
 _Count = Annotated[int, Field(ge=0, le=2**31)]
 _Window = Annotated[int, Field(ge=-1, le=2**31)]
-_Word = str | list[int]
+_Word = str | Many[int]
 
 #: As many tokens as there can be: ``repeat_last_n`` -1 means the whole context.
 _ALL = 2**31
@@ -54,10 +55,10 @@ class SamplerFields(BaseModel):
     mirostat_tau: Annotated[Finite, Field(ge=0, le=100)] | None = None
     mirostat_eta: Annotated[Finite, Field(ge=0, le=100)] | None = None
     bad_words: Annotated[list[_Word], Field(max_length=256)] | None = None
-    allowed_token_ids: list[int] | None = None
+    allowed_token_ids: Many[int] | None = None
     processors: Annotated[list[str], Field(max_length=16)] | None = None
     min_tokens: _Count | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: Many[int] | None = None
     ignore_eos: bool = False
 
     def sampler_params(self) -> dict[str, Any]:
