@@ -201,7 +201,7 @@ def main() -> None:
     process = context.Process(target=run_server, args=(port, options.streams, options.rate, steps))
     process.start()
     try:
-        _wait(port)
+        wait_for_health(port)
         worker = max(psutil.Process(process.pid).children(), key=lambda p: p.memory_info().rss)
         found = measure(worker, port, options, steps)
     finally:
@@ -279,7 +279,7 @@ def report(found: dict, solo: float, options: argparse.Namespace) -> None:
     print(f"memory per stream: {found['memory'] / 1024:.0f} KiB")
 
 
-def _wait(port: int) -> None:
+def wait_for_health(port: int) -> None:
     """Until the worker answers; the socket is open before it has loaded anything."""
     until = time.monotonic() + _OPEN_S
     while time.monotonic() < until:
