@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ def open_engines(url: URL, *, durable: bool = True) -> tuple[Engine, Engine]:
     Args:
         durable: False: commits do not wait for the disk (a store that goes with the process).
     """
+    # It logs tracebacks of connections that are lost, which whoever used them reports in a line.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     if url.get_backend_name() == "sqlite":
         _make_private(Path(url.database))
         return _sqlite(url, "IMMEDIATE", durable, 1), _sqlite(url, "DEFERRED", durable, None)

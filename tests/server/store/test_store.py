@@ -21,6 +21,7 @@ from waiting import PATIENCE_S
 from oxillama_torch.config import ServerConfig
 from oxillama_torch.errors import RequestError, UnsupportedError
 from oxillama_torch.server.store import schema
+from oxillama_torch.server.store.database import open_engines, parse_url
 from oxillama_torch.server.store.errors import StoreError
 from oxillama_torch.server.store.paging import fetch, page
 from oxillama_torch.server.store.store import Store
@@ -381,3 +382,14 @@ def test_closed_store_refuses(store):
     store.close()
     with pytest.raises(StoreError):
         store.write(add("two"))
+
+
+def test_a_connection_that_dies_under_a_cursor_leaves_no_traceback_in_the_log(tmp_path, caplog):
+    class Cursor:
+        def close(self):
+            raise sqlite3.OperationalError("server closed the connection")
+
+    writer, _ = open_engines(parse_url(str(tmp_path / "store.db")))
+    with writer.connect() as connection:
+        connection._safe_close_cursor(Cursor())
+    assert not caplog.records
