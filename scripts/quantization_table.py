@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How much each GGML type costs a model: loss on held-out text, beside llama.cpp's on the same.
 
-    python scripts/quantization_table.py FOLDER [--llama-cpp] [--out TABLE.md]
+    python scripts/quantization_table.py FOLDER [--llama-cpp] [--kernels RULES] [--out TABLE.md]
 ``FOLDER`` holds one file per type, named after it (``quantization_files.py`` makes them); F32.gguf
 is what the others are compared with. Loss is in nats per token, over windows of 512 tokens of
 ``demo_heldout.txt``; "more" is the mean difference to F32 over the windows, with its standard
@@ -9,6 +9,8 @@ error. With ``--llama-cpp`` (needs the llama_cpp package) the same windows go th
 its KV cache in float32. "apart" is the root mean square difference of single log-probabilities.
 llama.cpp rounds activations to 8 bits before products with quantized weights, and we do not; so it
 reads the file of ``FOLDER/widened`` too: the same weights in float32, decoded by llama.cpp.
+With ``--kernels`` (as ``--kernels`` of ``oxillama``) each file is measured once more in ``fast``
+numerics and with these kernels: what their rounding costs.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from rich.progress import track
 
 from oxillama_torch import LLM, read_gguf
 from oxillama_torch.gguf.types import TYPE_SIZES, GGMLType
+from oxillama_torch.kernels.registry import use_kernels
 
 # What should lose no less than what stands before it: the same method with fewer bits. Q1_0, Q2_0,
 # TQ1_0 and TQ2_0 are for models that were trained in them, and have no place among these.
@@ -50,6 +53,7 @@ class Row:
     ours: Logprobs
     theirs: Logprobs | None
     widened: Logprobs | None
+    by_kernels: Logprobs | None
 
     @property
     def bits(self) -> float:
@@ -64,17 +68,26 @@ def windows(llm: LLM) -> Iterator[list[int]]:
         yield ids[start : start + WINDOW + 1]
 
 
-def measure(path: Path, llama_cpp: bool) -> Row:
+def measure(path: Path, llama_cpp: bool, kernels: str | None) -> Row:
     with LLM(path, numerics="invariant") as llm:
         texts = list(windows(llm))
-        ours = np.array([llm.score(ids).logprobs[1:] for ids in texts])
+        ours = by_us(llm, texts)
+    by_kernels = None
+    if kernels is not None:
+        with use_kernels(kernels), LLM(path, numerics="fast") as llm:
+            by_kernels = by_us(llm, texts)
     wide = path.parent / "widened" / path.name
     return Row(
         path.stem,
         ours,
         by_llama_cpp(path, texts) if llama_cpp else None,
         by_llama_cpp(wide, texts) if llama_cpp and wide.exists() else None,
+        by_kernels,
     )
+
+
+def by_us(llm: LLM, texts: Sequence[list[int]]) -> Logprobs:
+    return np.array([llm.score(ids).logprobs[1:] for ids in texts])
 
 
 def by_llama_cpp(path: Path, texts: Sequence[list[int]]) -> Logprobs:
@@ -102,6 +115,8 @@ def table(rows: Sequence[Row]) -> str:
     head = ["type", "bits", "nats per token", "perplexity", "more than F32"]
     if with_theirs:
         head += ["llama.cpp", "more than F32", "apart", "apart, widened"]
+    if base.by_kernels is not None:
+        head += ["perplexity with the kernels", "more than without"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in sorted(rows, key=lambda row: -row.bits):
         nats = -row.ours.mean()
@@ -110,6 +125,8 @@ def table(rows: Sequence[Row]) -> str:
         if with_theirs:
             cells += [f"{-row.theirs.mean():.4f}", _more(row.theirs, base.theirs)]
             cells += [_apart(row.ours, row.theirs), _apart(row.ours, row.widened)]
+        if row.by_kernels is not None:
+            cells += [f"{math.exp(-row.by_kernels.mean()):.3f}", _more(row.by_kernels, row.ours, 5)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -118,11 +135,11 @@ def _apart(ours: Logprobs, theirs: Logprobs | None) -> str:
     return "" if theirs is None else f"{math.sqrt(np.square(ours - theirs).mean()):.2g}"
 
 
-def _more(logprobs: Logprobs, base: Logprobs) -> str:
+def _more(logprobs: Logprobs, base: Logprobs, digits: int = 4) -> str:
     """Mean extra loss, and its standard error over windows."""
     per_window = (base - logprobs).mean(axis=1)
     error = per_window.std(ddof=1) / math.sqrt(len(per_window))
-    return f"{per_window.mean():+.4f} ± {error:.4f}"
+    return f"{per_window.mean():+.{digits}f} ± {error:.{digits}f}"
 
 
 def out_of_order(rows: Sequence[Row], of: Callable[[Row], Logprobs]) -> list[str]:
@@ -145,6 +162,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--llama-cpp", action="store_true", help="llama.cpp's figures beside ours")
+    parser.add_argument("--kernels", metavar="RULES", help="measure these kernels too")
     parser.add_argument("--out", type=Path, help="write the table here too")
     options = parser.parse_args()
     paths = [p for p in sorted(options.folder.glob("*.gguf")) if p.stem in GGMLType.__members__]
@@ -152,7 +170,7 @@ def main() -> None:
         parser.error(f"{options.folder} has no F32.gguf to compare with")
     for path in paths:
         read_gguf(path).close()  # refuse a broken file before an hour of work, not after
-    rows = [measure(path, options.llama_cpp) for path in track(paths, "measuring")]
+    rows = [measure(path, options.llama_cpp, options.kernels) for path in track(paths, "measuring")]
     lines = [table(rows), ""]
     lines += out_of_order(rows, lambda row: row.ours) or ["Everything is in the expected order."]
     text = "\n".join(lines)
