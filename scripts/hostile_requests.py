@@ -129,7 +129,7 @@ def _uploads() -> Iterator[Hostile]:
 
 def _of(kind: str, path: str, fields: dict[str, Any]) -> Hostile:
     body = {"model": MODEL, "max_tokens": 4, **fields}
-    return Hostile(kind, path, json.dumps(body, separators=(",", ":")).encode())
+    return Hostile(kind, path, json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode())
 
 
 def _prompt(kind: str, prompt: str, **fields: Any) -> Hostile:
