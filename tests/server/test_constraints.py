@@ -12,6 +12,7 @@ import time
 
 import jsonschema
 import pytest
+from waiting import until
 from openai.types import Completion
 
 SCHEMA = {
@@ -180,7 +181,8 @@ def test_hostile_constraints_harm_nobody(make_app, model_id):
             body = {"model": model_id, "prompt": "x", "max_tokens": 4, **fields}
             assert client.post("/v1/completions", json=body).status_code == 400, name
             took[name] = time.monotonic() - started
-        assert all(len(times) > 5 for times in arrivals), "the streams run"
+        # Refusals may be over before sixteen streams have begun on a busy machine.
+        until(lambda: all(len(times) > 5 for times in arrivals), "the streams do not run")
     finally:
         stop.set()
         for stream in streams:
