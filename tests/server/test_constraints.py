@@ -12,8 +12,8 @@ import time
 
 import jsonschema
 import pytest
-from waiting import until
 from openai.types import Completion
+from waiting import until
 
 SCHEMA = {
     "type": "object",
