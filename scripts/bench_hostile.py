@@ -49,8 +49,7 @@ def served(model: Path) -> Iterator[int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    program = "from oxillama_torch.cli.main import main; main()"
-    command = [sys.executable, "-c", program, "serve", "--port", str(port)]
+    command = [sys.executable, "-m", "oxillama_torch.cli", "serve", "--port", str(port)]
     environment = {**os.environ, "OXILLAMA_MODEL_ALIAS": MODEL}
     with tempfile.TemporaryFile("w+") as log:
         server = subprocess.Popen(

@@ -22,15 +22,11 @@ import resource
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.sharedctypes import SynchronizedArray
 from statistics import median
 
-from bench_streams import PacedApplication, PacedEngine, wait_for_health
-
-from oxillama_torch.config import EngineConfig, ServerConfig, demo_model_path
-from oxillama_torch.gguf.reader import read_gguf
-from oxillama_torch.server.service import Service
-from oxillama_torch.tokenizer.tokenizer import Tokenizer
+from bench_streams import PacedEngine, free_port, run_server, wait_for_health
 
 _RATE, _ASKED_PER_S, _LEAVERS = 20.0, 20, 200
 _HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -48,18 +44,6 @@ class WatchedEngine(PacedEngine):
             self._cancelled[self._count] = time.perf_counter()
             self._count += 1
         super().cancel(request_id)
-
-
-def run_server(port: int, streams: int, cancelled: SynchronizedArray) -> None:
-    """Serve with the paced engine until killed."""
-
-    def open_service(_: EngineConfig) -> Service:
-        with read_gguf(demo_model_path()) as gguf:
-            tokenizer = Tokenizer.from_gguf(gguf.metadata)
-        return Service("paced", WatchedEngine(cancelled), tokenizer, None, config, "fp_paced")
-
-    config = ServerConfig(port=port, max_streams=streams)
-    PacedApplication(config, EngineConfig(), open_service).run()
 
 
 def _stream() -> bytes:
@@ -158,12 +142,11 @@ def main() -> None:
     options = parser.parse_args()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     context = multiprocessing.get_context("fork")
     cancelled = context.Array("d", 20_000, lock=False)
-    process = context.Process(target=run_server, args=(port, options.clients + 16, cancelled))
+    make_engine = partial(WatchedEngine, cancelled)
+    process = context.Process(target=run_server, args=(port, options.clients, make_engine))
     process.start()
     try:
         wait_for_health(port)

@@ -27,6 +27,8 @@ import time
 import urllib.error
 import urllib.request
 from array import array
+from collections.abc import Callable
+from functools import partial
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from statistics import median, quantiles
@@ -120,16 +122,23 @@ class PacedApplication(Application):
         return create_app(self._server, self._open_llm(self._engine))
 
 
-def run_server(port: int, streams: int, rate: float, steps: Synchronized) -> None:
-    """Serve with the paced engine until killed; ``steps`` is kept up to date."""
+def run_server(port: int, streams: int, make_engine: Callable[[], PacedEngine]) -> None:
+    """Serve with a paced engine until killed."""
 
     def open_service(_: EngineConfig) -> Service:
         with read_gguf(demo_model_path()) as gguf:
             tokenizer = Tokenizer.from_gguf(gguf.metadata)
-        return Service("paced", PacedEngine(rate, steps), tokenizer, None, server, "fp_paced")
+        return Service("paced", make_engine(), tokenizer, None, server, "fp_paced")
 
     server = ServerConfig(port=port, max_streams=streams + 16)
     PacedApplication(server, EngineConfig(), open_service).run()
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 class Clients:
@@ -193,12 +202,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15.0)
     options = parser.parse_args()
     solo = solo_pace(options.rate, options.streams, 3.0)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     context = multiprocessing.get_context("fork")
     steps = context.Value("Q", 0, lock=False)
-    process = context.Process(target=run_server, args=(port, options.streams, options.rate, steps))
+    make_engine = partial(PacedEngine, options.rate, steps)
+    process = context.Process(target=run_server, args=(port, options.streams, make_engine))
     process.start()
     try:
         wait_for_health(port)

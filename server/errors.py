@@ -10,9 +10,23 @@ from flask import Flask, Response, g, jsonify, request
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
-from oxillama_torch.errors import CapacityError, EngineError, RequestError, UnsupportedError
+from oxillama_torch.errors import (
+    CapacityError,
+    EngineError,
+    OxiLlamaError,
+    RequestError,
+    UnsupportedError,
+)
 
-__all__ = ["code_of", "envelope", "from_validation", "install", "llama_envelope", "status_of"]
+__all__ = [
+    "code_of",
+    "envelope",
+    "from_validation",
+    "install",
+    "llama_envelope",
+    "status_of",
+    "told",
+]
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +106,11 @@ def llama_envelope(error: Exception) -> dict:
 def code_of(error: Exception) -> str:
     """The envelope's code, as one word for counting."""
     return envelope(error)["error"]["code"] or "none"
+
+
+def told(error: BaseException) -> OxiLlamaError:
+    """What a client is told of ``error``: nothing of one that is not ours."""
+    return error if isinstance(error, OxiLlamaError) else EngineError("internal error")
 
 
 def status_of(error: Exception) -> int:

@@ -53,7 +53,11 @@ def loads(raw: bytes) -> Any:
 
 
 def _without_strings(raw: bytes) -> bytes:
-    """A document without the contents of its strings; of one that is not valid, any bytes."""
+    """A document without the contents of its strings; of one that is not valid, any bytes.
+
+    Raises:
+        RequestError: more strings than there may be keys and values.
+    """
     if b"\\" in raw:
         raw = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
     if raw.count(b'"') > 2 * (MAX_KEYS + MAX_VALUES):

@@ -80,6 +80,7 @@ def attention(
     form = _Form(q.shape[1], kv_heads, dim, value_dim, page_size, k_pages.dtype, scale, window)
     run = _program(form)
     rows = []
+    # select and narrow take half the time of indexing, once per layer and token.
     for row, length in enumerate(seq_lens.tolist()):
         first = 0 if window is None else max(0, length - window) // page_size  # page with a key
         pages = page_table.select(0, row).narrow(0, first, -(-length // page_size) - first)

@@ -145,6 +145,7 @@ def quant_matmul(x: Tensor, weight: PackedTensor, bias: Tensor | None = None) ->
     y = _matmul(x.float(), weight)
     if bias is not None:
         y = y + bias.float()
+    # "to" would return the same, and take longer over it than the checks of the launcher.
     return y if x.dtype == y.dtype else y.to(x.dtype)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from oxillama_torch.chat.grammar import json_rule, literal
@@ -22,35 +23,33 @@ _LONGEST_PART = 8 * 1024
 _START = re.compile(r'("(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/)|\bstart\b')
 
 
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A constraint of the answer.
 
     Args:
         constraint: where the answer is all that the model writes.
-        body: the same as the body of a Lark rule; None: to be made of the constraint.
-
-    Attributes:
-        can_be_part: of another grammar.
+        rule: the same as the body of a Lark rule; None: to be made of the constraint.
     """
 
-    def __init__(self, constraint: Constraint, body: str | None = None) -> None:
-        self.constraint, self._body = constraint, body
-        # A Lark grammar's names may be those of the grammar around it.
-        self.can_be_part = body is not None or constraint.kind != "lark"
+    constraint: Constraint
+    rule: str | None = None
 
     @property
+    def can_be_part(self) -> bool:
+        """Of another grammar; the names in a Lark grammar may be those of the one around it."""
+        return self.rule is not None or self.constraint.kind != "lark"
+
     def body(self) -> str:
         """The body of a Lark rule; further rules may follow it on lines of their own.
 
-        Converted here, where it is asked for, and not in the worker that compiles it: so it is
-        asked for where the answer is part of another grammar only, and is not to be long.
+        A grammar is converted here and not in the worker that compiles it: call this where the
+        answer is part of another grammar only.
 
         Raises:
-            RequestError: the constraint is not sound, or too long.
+            RequestError: the constraint is not sound, or too long for that.
         """
-        if self._body is None:
-            self._body = _body(self.constraint)
-        return self._body
+        return _body(self.constraint) if self.rule is None else self.rule
 
 
 def answer_of(wanted: Any, own: Constraint | None) -> Answer | None:

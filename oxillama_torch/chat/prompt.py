@@ -136,7 +136,7 @@ def _constraint(
         tools=[_enforceable(tool) for tool in tools],
         must_call=choice.mode == "required",
         many=ask.parallel_tool_calls and not choice.once,
-        answer=None if answer is None else answer.body,
+        answer=None if answer is None else answer.body(),
         thinking=thinking,
     )
     param = "tools" if tools else "reasoning_budget" if answer is None else answer.constraint.param

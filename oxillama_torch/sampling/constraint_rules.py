@@ -7,8 +7,10 @@ rules. Whether a rule may be one lexeme without changing what the grammar means 
 from __future__ import annotations
 
 import bisect
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 
 __all__ = [
     "Char",
@@ -92,7 +94,7 @@ def left_recursive(rules: Rules) -> str | None:
                     break
 
     first = {name: set(leftmost(body)) for name, body in rules.items()}
-    left = _unsettled(dict(first))
+    left = _unsettled(first)
     if not left:
         return None
     # What is left leads into a cycle: follow it until a rule comes up again.
@@ -116,18 +118,13 @@ def lexemes(rules: Rules) -> set[str]:
 
 def _unsettled(uses: dict[str, set[str]]) -> set[str]:
     """What stays when names that use none of those left are taken away again and again."""
-    users: dict[str, list[str]] = {name: [] for name in uses}
-    waits_for = {name: len(used & uses.keys()) for name, used in uses.items()}
-    for name, used in uses.items():
-        for other in used & uses.keys():
-            users[other].append(name)
-    settled = [name for name, count in waits_for.items() if not count]
-    for name in settled:  # grows on the way
-        for user in users[name]:
-            waits_for[user] -= 1
-            if not waits_for[user]:
-                settled.append(user)
-    return {name for name, count in waits_for.items() if count}
+    sorter, settled = TopologicalSorter(uses), set()
+    with contextlib.suppress(CycleError):  # it gives what comes before the cycles all the same
+        sorter.prepare()
+    while ready := sorter.get_ready():
+        settled.update(ready)
+        sorter.done(*ready)
+    return uses.keys() - settled
 
 
 def _may_be_empty(rules: Rules) -> set[str]:

@@ -9,11 +9,11 @@ from concurrent.futures import Future
 
 import orjson
 
-from oxillama_torch.errors import CapacityError, EngineError, OxiLlamaError, RequestError
+from oxillama_torch.errors import CapacityError, OxiLlamaError, RequestError
 from oxillama_torch.server.assistants.builder import Event, RunBuilder
 from oxillama_torch.server.assistants.objects import Object
 from oxillama_torch.server.assistants.records import end_run, save
-from oxillama_torch.server.errors import code_of, envelope
+from oxillama_torch.server.errors import code_of, envelope, told
 from oxillama_torch.server.output import Generation
 from oxillama_torch.server.responses.event_log import EventLog, LogStream
 from oxillama_torch.server.store.errors import StoreError
@@ -140,7 +140,7 @@ class RunJob:
     def _give_up(self, error: BaseException) -> None:
         """The store has refused the end for good: fail there with what it holds."""
         log.error("run %s cannot be stored", self.id, exc_info=error)
-        known = error if isinstance(error, OxiLlamaError) else EngineError("internal error")
+        known = told(error)
         self.generation.meter.errors.append(code_of(known))
         self._unwritable, self._last = known, [("error", envelope(known)["error"])]
 

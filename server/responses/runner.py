@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from oxillama_torch.errors import EngineError, OxiLlamaError
-from oxillama_torch.server.errors import code_of
+from oxillama_torch.server.errors import code_of, told
 from oxillama_torch.server.output import Generation
 from oxillama_torch.server.responses.builder import Event, ResponseBuilder
 from oxillama_torch.server.responses.event_log import EventLog
@@ -161,9 +161,7 @@ class ResponseJob:
     def _conclude(self, error: BaseException | None) -> None:
         """Send the last event. What could not be stored has failed, whatever was generated."""
         if error is not None:
-            self.error = (
-                error if isinstance(error, OxiLlamaError) else EngineError("internal error")
-            )
+            self.error = told(error)
             self._emit(self.builder.fail(self.error))
         self._emit([self.builder.last_event()])
         self.generation.meter.close()

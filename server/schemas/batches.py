@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from oxillama_torch.errors import RequestError
 from oxillama_torch.server.schemas.common import StrictModel, given
-from oxillama_torch.server.schemas.lists import Many
+from oxillama_torch.server.schemas.lists import Several
 
 __all__ = ["BatchBody", "BatchJobBody", "ExpiresAfter", "Metadata"]
 
@@ -59,7 +59,7 @@ class BatchBody(_Batch):
     )
 
     input_file_id: str | None = None
-    requests: Annotated[Many[dict[str, Any]], Field(min_length=1)] | None = None
+    requests: Several[dict[str, Any]] | None = None
     output_expires_after: ExpiresAfter | None = None
 
     def inline(self) -> bytes | None:

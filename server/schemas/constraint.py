@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from oxillama_torch.errors import RequestError
 from oxillama_torch.sampling.constraint import Constraint
-from oxillama_torch.server.schemas.lists import Many
+from oxillama_torch.server.schemas.lists import Several
 
 __all__ = ["ConstraintFields"]
-
-Choices = Annotated[Many[str], Field(min_length=1)]
 
 
 class StructuredOutputs(BaseModel):
@@ -23,7 +21,7 @@ class StructuredOutputs(BaseModel):
     json_schema: dict[str, Any] | str | None = Field(None, alias="json")
     json_object: bool | None = None
     regex: str | None = None
-    choice: Choices | None = None
+    choice: Several[str] | None = None
     grammar: str | None = None
 
 
@@ -33,7 +31,7 @@ class ConstraintFields(BaseModel):
     grammar: str | None = None
     json_schema: dict[str, Any] | None = None
     regex: str | None = None
-    choice: Choices | None = None
+    choice: Several[str] | None = None
     structured_outputs: StructuredOutputs | None = None
 
     def constraint(self) -> Constraint | None:

@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import Field
 
-__all__ = ["MAX_FEW", "Few", "Many"]
+__all__ = ["MAX_FEW", "Few", "Many", "Several"]
 
 T = TypeVar("T")
 
@@ -18,4 +18,5 @@ T = TypeVar("T")
 MAX_FEW = 2048
 
 Many = Annotated[list[T], Field(fail_fast=True)]
+Several = Annotated[Many[T], Field(min_length=1)]
 Few = Annotated[list[T], Field(max_length=MAX_FEW, fail_fast=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field
 
@@ -10,15 +10,13 @@ from oxillama_torch.engine.request import Pooling
 from oxillama_torch.errors import RequestError
 from oxillama_torch.server.schemas.chat import Message
 from oxillama_torch.server.schemas.common import StrictModel
-from oxillama_torch.server.schemas.lists import Few, Many
+from oxillama_torch.server.schemas.lists import Few, Many, Several
 from oxillama_torch.server.service import Service
 
 __all__ = ["ApplyTemplateBody", "DetokenizeBody", "NativeEmbeddingBody", "TokenizeBody"]
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0)]
-T = TypeVar("T")
-Several = Annotated[Many[T], Field(min_length=1)]
 TokenIds = Several[TokenId]
 
 

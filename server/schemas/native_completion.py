@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from pydantic import AliasChoices, Field
 
@@ -10,7 +10,7 @@ from oxillama_torch.errors import RequestError
 from oxillama_torch.sampling.constraint import Constraint
 from oxillama_torch.sampling.params import DRY_BREAKERS, SamplingParams
 from oxillama_torch.server.schemas.common import Finite, StrictModel
-from oxillama_torch.server.schemas.lists import Many
+from oxillama_torch.server.schemas.lists import Many, Several
 from oxillama_torch.server.service import Service
 
 __all__ = ["NativeCompletionBody"]
@@ -37,8 +37,6 @@ _WITHOUT_EFFECT = frozenset(
 )
 _RANDOM_SEEDS = (-1, 2**32 - 1)
 
-T = TypeVar("T")
-Several = Annotated[Many[T], Field(min_length=1)]
 PromptPart = str | Annotated[int, Field(ge=0)]
 Bias = Finite | bool
 BiasPair = Annotated[list[int | str | Bias], Field(min_length=2, max_length=2)]
